@@ -4,8 +4,11 @@ import atexit
 import contextlib
 import gc
 import itertools
+import os
 import shlex
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NoReturn
@@ -43,6 +46,7 @@ def _plain_usage_errors() -> Iterator[None]:
         yield
     except _UsageError as error:  # typer prints it: a file `--\x1b[2J` may have become an option by `comp check *`
         error.message = escape.one_line(error.message or "")
+        _print_json_error("UsageError", escape.one_line(error.format_message()), UserError.exit_code)
         raise
 
 
@@ -67,24 +71,30 @@ data_app = typer.Typer(no_args_is_help=True, help="Prepare, show, check, corrupt
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 internal error, 2 wrong input, 128 + signal interrupted.
 
+    With `--json`, standard output holds one JSON value: the result, or what ended the command before there was one.
+
     Args:
         arguments: in place of the process's own.
     """
+    words = sys.argv[1:] if arguments is None else arguments
     streams.prepare()
+    streams.await_json("--json" in words and os.environ.get("RANK", "0") == "0")  # torchrun's main process prints
     cores.limit_spinning()
     atexit.register(gc.freeze)  # skips the last garbage collection, which would walk all of torch
     code = 0
     try:
-        _check_words(sys.argv[1:] if arguments is None else arguments)
+        _check_words(words)
         with signals.catch_stop_signals():
             app(arguments, obj=arguments or sys.argv[1:])  # exits by SystemExit: 0, or 2 with typer's message
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
     except UserError as error:
-        code = _refuse(readable(error), error.exit_code)
+        code = _refuse(readable(error), error.exit_code, type(error).__name__)
     except Interrupted as stop:
-        _say(f"Stopped. {_way_to_continue(stop.folder, sys.argv[1:] if arguments is None else arguments)}")
+        way = f"Stopped. {_way_to_continue(stop.folder, words)}"
+        _say(way)
         code = stop.exit_code
+        _print_json_error("Interrupted", way, code)
     except Exception as error:
         code = _explain(error)
     failure = streams.flush_stdout()
@@ -127,10 +137,32 @@ def _say(text: str) -> None:
         print(escape.for_terminal(text), file=sys.stderr)
 
 
-def _refuse(message: str, code: int = UserError.exit_code) -> int:
+def _fill(text: str) -> str:
+    """Return text whose lines break between words in a window; elsewhere it stays one line for each of its own."""
+    if not sys.stderr.isatty():
+        return text
+    columns, filled = shutil.get_terminal_size().columns, []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+        filled.append(textwrap.fill(line, columns, subsequent_indent=indent, **options))
+    return "\n".join(filled)
+
+
+def _refuse(message: str, code: int = UserError.exit_code, kind: str = "UserError") -> int:
     """Print a user's error, and return its exit code."""
-    _say(f"error: {escape.for_error(message)}")
+    _say(_fill(f"error: {escape.for_error(message)}"))
+    _print_json_error(kind, message, code)
     return code
+
+
+def _print_json_error(kind: str, message: str, code: int) -> None:
+    """Print an error in the place of a result that `--json` awaits."""
+    if streams.awaits_json():
+        from comp.cli import console
+
+        with contextlib.suppress(OSError):
+            console.print_json({"error": {"kind": kind, "message": message, "exit_code": code}})
 
 
 def _explain(error: Exception) -> int:
@@ -148,6 +180,7 @@ def _explain(error: Exception) -> int:
         return _refuse(message)
     _say(traceback.format_exc().rstrip())
     _say("internal error (a bug in comp); please report it with the lines above")
+    _print_json_error("InternalError", f"{type(error).__name__}: {error}", 1)
     return 1
 
 

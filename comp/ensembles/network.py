@@ -5,7 +5,7 @@ Each formula is that of `comp.ensembles.spaces` and `methods`, in torch; the che
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,53 +46,47 @@ _SPACES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], 
 }
 
 
-@dataclass(frozen=True)
-class Member:
-    """A member as the ensemble sees it.
+class Member(nn.Module):
+    """A network as the ensemble sees it: outputs [B, K] in the ensemble's order of classes, over its temperature."""
 
-    Attributes:
-        network: images [B, C, H, W] -> outputs [B, K].
-        columns: of its outputs, in the ensemble's order of classes.
-        temperature: that divides its outputs.
-    """
+    columns: Tensor
 
-    network: nn.Module
-    columns: Sequence[int]
-    temperature: float = 1.0
+    def __init__(self, network: nn.Module, columns: Sequence[int], temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+        self.register_buffer("columns", torch.tensor(columns))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return outputs [B, K]."""
+        outputs: Tensor = self.network(images)[:, self.columns] / self.temperature
+        return outputs
 
 
 class EnsembleNetwork(nn.Module):
     """Several networks as one: images [B, C, H, W] -> outputs [B, K].
 
     Args:
-        members: the networks.
+        members: images -> outputs [B, K], in one order of classes.
         task: a row of `comp.config.tasks.TASKS`.
         method: a row of `comp.ensembles.methods.METHODS` but rank.
         fitted: the method, with its weights or coefficients.
     """
 
-    columns: Tensor
     weights: Tensor
     coefficients: Tensor
 
-    def __init__(self, members: Sequence[Member], task: str, method: str, fitted: Fitted) -> None:
+    def __init__(self, members: Sequence[nn.Module], task: str, method: str, fitted: Fitted) -> None:
         super().__init__()
-        self.members = nn.ModuleList(member.network for member in members)
-        self.temperatures = [member.temperature for member in members]
+        self.members = nn.ModuleList(members)
         self.values, self.mean = _SPACES[TASKS[task].activation]
         self.method = method
-        self.register_buffer("columns", torch.tensor([member.columns for member in members]))  # [M, K]
         self.register_buffer("weights", torch.tensor(fitted.weights, dtype=torch.float32).view(-1, 1, 1))  # [M, 1, 1]
         learnt = np.zeros((1, 1), np.float32) if fitted.coefficients is None else fitted.coefficients
         self.register_buffer("coefficients", torch.from_numpy(learnt))  # [M K + 1, K] of `stack`
 
     def forward(self, images: Tensor) -> Tensor:
         """Return outputs [B, K]."""
-        outputs = [
-            member(images)[:, columns] / temperature
-            for member, columns, temperature in zip(self.members, self.columns, self.temperatures, strict=True)
-        ]
-        values = torch.stack([self.values(each) for each in outputs])  # [M, B, K]
+        values = torch.stack([self.values(member(images)) for member in self.members])  # [M, B, K]
         if self.method == "geometric":
             return values.clamp(spaces.MIN_LOG, -spaces.MIN_LOG).mean(0)
         if self.method == "stack":
@@ -102,11 +96,7 @@ class EnsembleNetwork(nn.Module):
 
 
 def open_ensemble(run: Run, progress: Progress = quiet) -> Exportable:
-    """Return an ensemble as one network, ready to export.
-
-    Args:
-        run: the ensemble; the runs that it combines must be there, with the weights that they had.
-        progress: called while the first member's data are opened.
+    """Return an ensemble as one network, ready to export; see `open_run`.
 
     Raises:
         RunError: it ranks or adapts to the test, its members take other images, or one is missing or changed.
@@ -150,11 +140,11 @@ def _build(run: Run, parts: list[LoadedRun]) -> nn.Module:
         member.path: _member(member, record, run, classes, parts)
         for member, record in zip(members, origin["members"], strict=True)
     }
-    space, in_order, joined = spaces.SPACES[TASKS[task].activation], range(len(classes)), []
+    space, joined = spaces.SPACES[TASKS[task].activation], []
     for group in collect.group_folds(members):
         folds = [built[each.path] for each in group.runs]
         mean = methods.METHODS["mean"].without_data(len(folds), len(classes), space)
-        joined.append(folds[0] if len(folds) == 1 else Member(EnsembleNetwork(folds, task, "mean", mean), in_order))
+        joined.append(folds[0] if len(folds) == 1 else EnsembleNetwork(folds, task, "mean", mean))
     fitted = new_images.fitted_method(run, method, len(joined), len(classes), space)
     return EnsembleNetwork(joined, task, method, fitted)
 

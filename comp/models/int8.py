@@ -8,22 +8,20 @@ Where that is not enough, as for networks of depthwise convolutions, more of the
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comp.models.portable import IMAGES, OUTPUTS, Pixels, captured
+from comp.runtime.errors import ModelError
 from comp.runtime.progress import Progress, quiet
 
 Outputs = NDArray[np.float32]  # [N, K]
 
 GOOD_AGREEMENT = 0.98  # share of images with the float network's answer: the first way that has it is taken
-_WAYS = (
-    ("MinMax", 1),
-    ("Percentile", 4),
-    ("Percentile", 8),
-)  # calibration of activations, first layers that stay float
+_WAYS = (("MinMax", 1), ("Percentile", 4), ("Percentile", 8))  # calibration, first layers that stay float
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _BATCH = 32
 _PERCENTILE = 99.99
@@ -39,6 +37,9 @@ def quantize(
         images: of the training, as the network takes them.
         agreement: outputs, float outputs -> the share of images with the same answer.
         progress: called after every way.
+
+    Raises:
+        ModelError: no layer is left between the first and the last.
     """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -51,11 +52,17 @@ def quantize(
         with captured():
             quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)  # fuses batch norm into convolutions
         layers = [node.name for node in onnx.load(ready).graph.node if node.op_type in _LAYERS]
-        for count, (method, first) in enumerate(_WAYS, 1):
+        ways = [(method, first) for method, first in _WAYS if layers[first:-1]]  # else all would stay float
+        if not ways:
+            raise ModelError(
+                f"--quantize int8: this network has {len(layers)} layers ({', '.join(_LAYERS)}), and the first and the "
+                "last stay float, so there is nothing to quantize; leave --quantize out"
+            )
+        for count, (method, first) in enumerate(ways, 1):
             with captured():
-                _quantize(ready, made, method, [*layers[:first], layers[-1]], calibration)
+                _quantize(ready, made, method, layers[first:-1], calibration)
             agreed = agreement(run(session(made), held_out), expected)
-            progress("quantizing", count, len(_WAYS), "ways")
+            progress("quantizing", count, len(ways), "ways")
             if agreed > best_agreement:
                 best, best_agreement = made.read_bytes(), agreed
                 how = f"weights by channel, {method} calibration; float: the first layers ({first}) and the last"
@@ -64,24 +71,18 @@ def quantize(
     return best, how
 
 
-def _quantize(ready: Path, made: Path, method: str, kept: Sequence[str], calibration: Pixels) -> None:
+def _quantize(ready: Path, made: Path, method: str, layers: Sequence[str], calibration: Pixels) -> None:
     from onnxruntime import quantization
 
-    class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-        def __init__(self) -> None:
-            self._batches = ({IMAGES: batch} for batch in _batches(calibration))
-
-        def get_next(self) -> dict[str, Pixels] | None:
-            return next(self._batches, None)
-
+    batches = ({IMAGES: batch} for batch in _batches(calibration))
     quantization.quantize_static(
         str(ready),
         str(made),
-        Batches(),
+        SimpleNamespace(get_next=lambda: next(batches, None)),  # as `quantization.CalibrationDataReader` has it
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=list(_LAYERS),
         per_channel=True,
-        nodes_to_exclude=list(kept),
+        nodes_to_quantize=list(layers),
         calibrate_method=quantization.CalibrationMethod[method],
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,

@@ -7,10 +7,11 @@ import contextlib
 import copy
 import importlib.util
 import io
+import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]  # [N, C, H, W]
 
 
 def check_onnx_installed() -> None:
-    """Check for the packages of the extra `onnx`.
-
-    Raises:
-        ConfigError: one is missing.
-    """
+    """Raise ConfigError if a package of the extra `onnx` is missing."""
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"--format onnx: needs the `onnx` extra, and {', '.join(missing)} is not installed: pip install "
@@ -146,35 +143,22 @@ def describe_preparation(model: Classifier) -> dict[str, Any]:
     }
 
 
-def is_timms_own(name: str) -> bool:
-    """Return whether timm alone builds a network: neither comp's own nor a plug-in's."""
-    import timm
-
-    entry = None if name in NETWORKS else timm.model_entrypoint(timm_models.base_name(name))
-    return str(getattr(entry, "__module__", "")).startswith("timm.")
-
-
-def timm_recipe(config: ModelConfig, inner: nn.Module, shape: Shape, classes: int) -> dict[str, Any]:
+def timm_recipe(config: ModelConfig, inner: nn.Module, shape: Shape, classes: int) -> dict[str, Any] | None:
     """Return how timm builds a network: its `name`, its `arguments`, and the layers to change after it (`stem`).
 
     Args:
         config: section `model` of its run.
-        inner: the network.
+        inner: the network. Of comp's own and of a plug-in's, which timm cannot build, None is returned.
         shape: (channels, height, width) that it takes, after the resize.
         classes: width of its outputs.
-
-    Raises:
-        ModelError: timm alone cannot build it.
     """
     import timm
 
-    if not is_timms_own(config.name):
-        raise ModelError(
-            f"--format timm: {config.name} is comp's own or a plug-in's, so timm cannot build it; choose --format "
-            "onnx, torch or safetensors"
-        )
+    entry = None if config.name in NETWORKS else timm.model_entrypoint(timm_models.base_name(config.name))
+    if not str(getattr(entry, "__module__", "")).startswith("timm."):
+        return None
     factory = timm_models.factory_arguments(config.name, shape, config.stem, config.timm)
-    arguments = {"num_classes": classes, **_plain(factory)}
+    arguments = {"num_classes": classes, **json.loads(json.dumps(factory))}
     with torch.device("meta"):
         stock = timm.create_model(config.name, **arguments)
     return {"name": config.name, "arguments": arguments, "stem": list(_changed_layers(stock, inner))}
@@ -184,20 +168,12 @@ def _changed_layers(stock: nn.Module, inner: nn.Module) -> Iterator[dict[str, An
     """Yield layers that `stems.relax_strides` changed: their weight's shape (None: removed), stride and padding."""
     for name, layer in inner.named_modules():
         original = stock.get_submodule(name)
+        weight = getattr(layer, "weight", None)
         if isinstance(layer, nn.Identity) and not isinstance(original, nn.Identity):
             yield {"layer": name, "weight": None}
-        elif hasattr(layer, "kernel_size") and isinstance(getattr(layer, "weight", None), nn.Parameter):
-            changed = _geometry(layer)
-            if changed != _geometry(original):
-                yield {"layer": name, **changed}
+        elif hasattr(layer, "kernel_size") and weight is not None and _geometry(layer) != _geometry(original):
+            yield {"layer": name, **_geometry(layer)}
 
 
 def _geometry(layer: Any) -> dict[str, Any]:
-    return {"weight": list(layer.weight.shape), "stride": _plain(layer.stride), "padding": _plain(layer.padding)}
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON gives it back."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+    return {"weight": tuple(layer.weight.shape), "stride": layer.stride, "padding": layer.padding}

@@ -313,7 +313,7 @@ def heat_map(
                 f'<text x="{x + wide / 2:.1f}" y="{y + 14.5:.1f}" text-anchor="middle" '
                 f'fill="{ink}">{value:.3f}</text><title>{_text(tip(row, column))}</title></g>'
             )
-    return _svg(left + len(columns) * wide, top + len(rows) * tall, title, parts)
+    return _svg(max(left + len(columns) * wide, 7.5 * len(title)), top + len(rows) * tall, title, parts)
 
 
 def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequence[str], counted: str) -> str:

@@ -214,9 +214,7 @@ def read_rows(
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
-    earliest = _parse_since(since) if since else ""
-    recent = (run for run in runs.list_runs(root) if not earliest or start_time(run) >= earliest)
-    all_rows = (row for run in recent for row in _try_read_rows(run, on_damaged))
+    all_rows = (row for run in runs_since(root, since) for row in _try_read_rows(run, on_damaged))
     rows = [row for row in all_rows if competition in (None, row.competition)]
     columns, group_sizes = sort_columns(rows, sort), Counter(row.comparison_key for row in rows)
 
@@ -229,6 +227,12 @@ def read_rows(
         return group_key, False, -value if column.endswith(("accuracy", "metric", "score")) else value
 
     return sorted(rows, key=sort_key)
+
+
+def runs_since(root: Path, since: str | None) -> list[runs.Run]:
+    """Return the runs below `root`, complete or not, that were started since a date or an age; see `read_rows`."""
+    earliest = _parse_since(since) if since else ""
+    return [run for run in runs.list_runs(root) if not earliest or start_time(run) >= earliest]
 
 
 def sort_columns(rows: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:

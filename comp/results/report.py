@@ -340,7 +340,10 @@ def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the pictures of mistakes and of correct answers, each beside what the network looked at."""
     drawn = run.path / "plots" / f"examples-{name}.png"
     if not values or not drawn.is_file():
-        yield page.note(f"No pictures of mistakes: they need the run's data and weights (comp evaluate {run.path}).")
+        if run.has_weights():  # an ensemble has none to look with
+            yield page.note(
+                f"No pictures of mistakes: they need the run's data and weights (comp evaluate {run.path})."
+            )
         return
     shown, looked = values["shown"], values["method"]
     cells = _cut(drawn, len(shown), 2 if looked else 1)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 _NARROWEST, _WIDEST = 20, 9999  # columns of a window that tables are fitted to
+_awaited = {"json": False}  # what the standard output still lacks
 
 
 class _Stdout(io.TextIOWrapper):
@@ -55,6 +56,16 @@ def prepare() -> None:
             os.environ["COLUMNS"] = str(min(max(int(columns), _NARROWEST), _WIDEST))
         else:
             del os.environ["COLUMNS"]
+
+
+def await_json(awaited: bool) -> None:
+    """Note whether standard output still lacks the one JSON value of `--json`, which an error becomes then."""
+    _awaited["json"] = awaited
+
+
+def awaits_json() -> bool:
+    """Return whether the JSON value of `--json` is not printed yet."""
+    return _awaited["json"]
 
 
 def drop_stderr() -> None:

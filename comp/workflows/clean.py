@@ -16,6 +16,7 @@ from pathlib import Path
 
 from comp.results.files import remove
 from comp.results.runs import FIXES, PRIOR, Run
+from comp.results.unfinished import FAILURE, is_written
 from comp.runtime.errors import RunError, UserError
 
 SETTLED_SECONDS = 3600.0  # longer than any write, also by a process on another machine
@@ -30,7 +31,7 @@ _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and 
 # Everything that a run has before the end of its first epoch.
 _UNBEGUN = {
     "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, PRIOR, "teacher.npz",
-    "pseudo.npz", "plugins", ".lock", "wandb",
+    "pseudo.npz", "plugins", ".lock", "wandb", FAILURE,
 }  # fmt: skip
 _COMBINED = {"predictions", "best.safetensors"}  # what an ensemble has before it is complete
 
@@ -154,7 +155,7 @@ def _find_removable(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]
         if _is_file(state) and any(path.is_file() for path in weights) and not run.config().train.keep_state:
             items.append(_item(STATE, state))
         return [*items, *_find_blocks(run), *_find_uploaded(run.path)]
-    if _is_written(run):
+    if is_written(run):
         return items
     if not _is_unbegun(run):
         done.unfinished.append(run.path)
@@ -163,15 +164,6 @@ def _find_removable(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]
     else:
         return [_item(UNBEGUN, run.path)]
     return items
-
-
-def _is_written(run: Run) -> bool:
-    """Return whether a process is training it now."""
-    try:
-        with run.write_lock(0) if (run.path / ".lock").exists() else contextlib.nullcontext():
-            return False
-    except RunError:
-        return True
 
 
 def _is_unbegun(run: Run) -> bool:

@@ -52,12 +52,7 @@ class ExportRequest:
     quantize: bool
 
     def check(self) -> None:
-        """Refuse, before any work, what cannot be.
-
-        Raises:
-            RunError: the folder exists or cannot be made.
-            ConfigError: contradictory options, or packages that are not installed.
-        """
+        """Refuse, before any work, an existing folder, contradictory options and missing packages, by UserErrors."""
         files.check_new_folder(self.folder)
         if self.input_type == "float" and self.format in _WEIGHTS_ONLY:
             raise ConfigError(f"--input float: {self.format} files hold weights alone; choose --format onnx or torch")
@@ -110,16 +105,11 @@ class Exportable:
         return self.parts[0].competition.image_shape
 
 
-def open_run(run: Run, *, plain: bool = False, progress: Progress = quiet) -> Exportable:
+def open_run(run: Run, plain: bool = False, progress: Progress = quiet) -> Exportable:
     """Return a trained run's network, ready to export.
 
-    Args:
-        run: trained to the end.
-        plain: export the network even if the run's predictions adapt to the test.
-        progress: called while its data are opened.
-
     Raises:
-        RunError: its predictions adapt to the test, which no network alone does.
+        RunError: its predictions adapt to the test, which no network alone does; `plain` exports the network anyway.
         UserError: see `load_run`.
     """
     config = run.config()
@@ -157,13 +147,14 @@ def export(source: Exportable, request: ExportRequest, progress: Progress = quie
             nothing is left.
         RunError: the folder exists or cannot be written.
     """
-    card, images = _describe(source, request), _validation(source.dataset)
+    card, data = _describe(source, request), source.dataset
+    images = _sample(data.train if data.val is None else data.val, data, _CHECKED)
     with files.new_folder(request.folder) as folder, tempfile.TemporaryDirectory() as scratch:
         content, file = _network_bytes(source, request), folder / card["file"]
         if request.quantize:
             plain = Path(scratch) / card["file"]
             plain.write_bytes(content)
-            training = _sample(source.dataset.train, source.dataset, _CALIBRATION)
+            training = _sample(data.train, data, _CALIBRATION)
             pixels = portable.to_input(np.asarray(training.images), request.input_type)
             agreement = functools.partial(export_check.agreement, card["task"], source.classes)
             content, method = int8.quantize(plain, pixels, agreement, progress)
@@ -208,7 +199,7 @@ def _describe(source: Exportable, request: ExportRequest) -> Card:
         "output": _OUTPUTS[TASKS[scores.task].activation],
         "first_weights": [model_card.first_weights(part.run) for part in source.parts],
         "weights_sha256": [part.run.metrics().weights_sha256 for part in source.parts],
-        "scores": model_card.scores(scores),
+        "scores": model_card.scores(run),
         "not_inside": source.not_inside,
         "decision": None if decision is None or decision.kind == "argmax" else decision.model_dump(mode="json"),
         "versions": package_versions(),
@@ -217,24 +208,23 @@ def _describe(source: Exportable, request: ExportRequest) -> Card:
         card |= {"opset": portable.OPSET}
     if isinstance(source.network, Classifier):
         card |= {"preparation": portable.describe_preparation(source.network)}
-    if request.format in _WEIGHTS_ONLY:
-        card |= _recipe(source, request)
+    if request.format in _WEIGHTS_ONLY and (recipe := _timm_recipe(source, request)):
+        card |= {"timm": recipe}
     return card
 
 
-def _recipe(source: Exportable, request: ExportRequest) -> Card:
-    """Return how timm builds the network; nothing for other networks, whose weights alone `safetensors` holds."""
+def _timm_recipe(source: Exportable, request: ExportRequest) -> Card | None:
+    """Return how timm builds the network; None for other networks, whose weights alone `safetensors` holds."""
     classifier, section = source.classifier, source.run.config().model
     channels, *size = source.image_shape
     height, width = portable.describe_preparation(classifier)["resize"] or size
-    if request.format == "safetensors" and not portable.is_timms_own(section.name):
-        return {}
-    return {"timm": portable.timm_recipe(section, classifier.inner, (channels, height, width), len(source.classes))}
-
-
-def _validation(dataset: Dataset) -> Split:
-    """Return the images that an export is checked on: of validation, or of the training where there is none."""
-    return _sample(dataset.train if dataset.val is None else dataset.val, dataset, _CHECKED)
+    recipe = portable.timm_recipe(section, classifier.inner, (channels, height, width), len(source.classes))
+    if recipe is None and request.format == "timm":
+        raise ConfigError(
+            f"--format timm: {section.name} is comp's own or a plug-in's, so timm cannot build it; choose --format "
+            "onnx, torch or safetensors"
+        )
+    return recipe
 
 
 def _sample(split: Split, dataset: Dataset, count: int) -> Split:

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comp.models import timm_models
-from comp.results.run_metrics import RunMetrics, SplitScores
+from comp.results.run_metrics import SplitScores
 from comp.results.runs import Run
+from comp.runtime import escape
 
 JSON, PAGE = "model.json", "README.md"
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "timm": "model.safetensors", "safetensors": "model.safetensors"}
 
 _SHOWN_CLASSES = 20
 _RGB = 3  # channels
-_SCORE_HEAD = ("split", "images", "metric", "value")
 
 _ONNX = """\
 import numpy as np, onnxruntime
@@ -84,13 +84,14 @@ def defines_predict(card: Mapping[str, Any]) -> bool:
     return card["format"] in ("onnx", "torch") or "timm" in card
 
 
-def scores(metrics: RunMetrics) -> list[dict[str, Any]]:
-    """Return the scores of a run's plain predictions, each with its split, number of images and metric."""
-    weights = metrics.best_or_final
+def scores(run: Run) -> list[dict[str, Any]]:
+    """Return the scores of a run's plain predictions, each with its split, number of images or groups, and metric."""
+    metrics = run.metrics()
+    weights, rows = metrics.best_or_final, "images" if run.config().data.group_answer == "none" else "groups"
     splits: dict[str, SplitScores | None] = {"val": weights.val, "ood_val": weights.ood_val}
     splits |= {name: metrics.split_scores(name, "") for name in ("test", "suite")}
     return [
-        {"split": name, "images": split.images, "metric": metric, "value": score.value}
+        {"split": name, rows: split.images, "metric": metric, "value": score.value}
         for name, split in splits.items()
         if split is not None
         for metric, score in split.scores.items()
@@ -112,15 +113,16 @@ def page_bytes(card: Mapping[str, Any]) -> bytes:
     """Return the content of README.md."""
     how = ", before quantization" if card["quantize"] else ""
     how += f", with its decision ({card['decision']['kind']})" if card["decision"] else ""
-    scored = [[*row.values()] for row in card["scores"]]
+    scored = _table([*card["scores"][0]], [[*row.values()] for row in card["scores"]]) if card["scores"] else "None."
+    network, run, competition = (escape.for_markdown(card[name]) for name in ("network", "run", "competition"))
     notes = "\n".join(f"- {note}" for note in card["not_inside"])
     sections = [
-        f"# {card['network']}",
-        f"Exported by comp {card['versions']['comp']} from the run `{card['run']}` (competition {card['competition']}, "
+        f"# {network}",
+        f"Exported by comp {card['versions']['comp']} from the run {run} (competition {competition}, "
         f"task {card['task']}, metric {card['metric']}). `{JSON}` holds all of this for programs.",
         _facts(card),
         f"## Load it\n\nIn this folder, without comp:\n\n```python\n{loading_code(card)}```",
-        f"## Scores\n\nAs the run recorded them for this network{how}.\n\n{_table(_SCORE_HEAD, scored)}",
+        f"## Scores\n\nAs the run recorded them for this network{how}.\n\n{scored}",
         _checked(card["check"]),
         *([_quantized(card["quantization"])] if card["quantize"] else []),
         f"## Not inside\n\n{notes or 'Nothing: the run answers by the network alone.'}",
@@ -135,13 +137,16 @@ def _facts(card: Mapping[str, Any]) -> str:
     more = " ..." if len(classes) > _SHOWN_CLASSES else ""
     version = f", opset {card['opset']}" if "opset" in card else ""
     inside = "done by the code below" if "timm" in card else "inside" if defines_predict(card) else "yours to do"
-    first = {f"{each['source']}; licence: {each['licence']}": None for each in card["first_weights"]}
+    first = {
+        f"{escape.for_markdown(each['source'])}; licence: {each['licence']}": None for each in card["first_weights"]
+    }
+    shown = ", ".join(escape.for_markdown(name) for name in classes[:_SHOWN_CLASSES])
     rows = [
         ["file", f"`{card['file']}`: {card['format']}{version}, sha256 {card['sha256']}"],
         ["input", f"[B, {channels}, {height}, {width}]{', RGB' if channels == _RGB else ''}, {pixels}; any B"],
         ["pre-processing", f"{inside}: {_preparation(card.get('preparation'))}"],
         ["output", f"[B, {len(classes)}], {card['output']}"],
-        ["classes, in order", f"{len(classes)}: {', '.join(classes[:_SHOWN_CLASSES])}{more}"],
+        ["classes, in order", f"{len(classes)}: {shown}{more}"],
         ["parameters", f"{card['parameters']:,}"],
         *[["first weights", each] for each in first],
     ]
@@ -193,5 +198,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ from comp.models.classifier import Classifier
 from comp.results import files, plots, runs
 from comp.results.run_metrics import Decision
 from comp.results.runs import Run
+from comp.results.unfinished import noting_failure
 from comp.runtime import device, gpu
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
@@ -99,7 +100,7 @@ def train(
     run = runs.create(runs_root, config, name, provenance, group=group, fixes=dataset.fixes)
     on_start(run, model)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
-    with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.write_lock(), noting_failure(run), deterministic:
         splits.save_split(run.path / "split.npz", labelled.train, dataset.val, dataset.samples)
         lessons.write(run)
         choice = (
@@ -156,7 +157,7 @@ def resume(
     dataset = verify_run_data(run, dataset or team.main_process_first(lambda: open_run_data(run, progress)))
     dataset = pseudo.rejoin(run, config, dataset)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
-    with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.write_lock(), noting_failure(run), deterministic:
         path = run.path / "execution.json"
         if path.exists():
             execution = device.from_json(files.read_json(path, device.RECORD_CURE), str(path))

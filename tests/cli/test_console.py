@@ -1,10 +1,17 @@
 """Printed progress fits a window of 80 columns, with no cell cut off."""
 
+import contextlib
 import io
+import os
+import pty
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from comp.cli import app, console
@@ -38,8 +45,8 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Return what is printed to a window of 80 columns."""
     text = io.StringIO()
     window = Console(file=text, width=80, **output._VERBATIM)
+    monkeypatch.setattr(output, "out", window)
     for module in (output, training):
-        monkeypatch.setattr(module, "out", window)
         monkeypatch.setattr(module, "err", window)
     return text
 
@@ -99,3 +106,82 @@ def test_a_stopped_command_says_how_it_continues(
     assert command in err
     assert folder in err
     assert "secret" not in err
+
+
+HOSTILE = ("a" * 300, "绵" * 90, "\x1b[2J\u202eoverride\n", "runs/a name/with spaces and [red]markup[/red]" * 4, "")
+
+
+def drawn(printed: io.StringIO) -> list[list[str]]:
+    """Return the cells of each line of a table."""
+    lines = [line for line in printed.getvalue().splitlines() if line.startswith(("┃", "│"))]
+    return [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=["long", "wide", "escapes", "path", "empty"])
+def test_a_table_fits_whatever_names_hold_and_cuts_no_number(printed: io.StringIO, name: str) -> None:
+    numbers = ["0.12345678", "1,234,567,890", "12.5%"]
+    console.print_table(
+        ["run", "class", "score", "parameters", "share", "note"],
+        [[name, name, *numbers, name], ["b", "c", *numbers, "d"]],
+        folded={"class": 10, "note": 10},
+        shortened={"run": 12},
+        drop=("note", "share"),
+    )
+    text = printed.getvalue()
+    assert max(map(cell_len, text.splitlines())) <= 80
+    head, *rows = drawn(printed)
+    assert {"run", "class", "score", "parameters"} <= set(head)
+    kept = numbers[: 2 + ("share" in head)]
+    for cells in (rows[0], rows[-1]):
+        assert [cell for cell in cells if cell in numbers] == kept
+    assert sum(bool(cells[0]) for cells in rows) == 1 + bool(name)  # a path has one line
+    assert "\x1b" not in text
+
+
+def test_columns_go_in_the_order_of_their_priority(printed: io.StringIO) -> None:
+    row = ["x" * 20] * 5
+    console.print_table(["a", "b", "c", "d", "e"], [row], drop=("d", "b", "e"), full_table="--csv")
+    assert drawn(printed)[0] == ["a", "c", "e"]
+    assert "hidden columns: b, d (use a wider window or --csv)" in printed.getvalue()
+
+
+def test_a_shortened_path_keeps_both_ends(printed: io.StringIO) -> None:
+    path = "runs/competition/20260131-120000-" + "x" * 80 + "/end.csv"
+    console.print_table(["run", "score"], [[path, "0.5"]], shortened={"run": 20})
+    shown = drawn(printed)[1][0]
+    start, end = shown.split("...")
+    assert path.startswith(start)
+    assert path.endswith(end)
+    assert "20260131-120000" in start
+
+
+def test_numbers_end_on_the_right_and_words_begin_on_the_left(printed: io.StringIO) -> None:
+    console.print_table(["name", "score"], [["a", "1,234.5"], ["bcd", "-0.5"], ["e", ""], ["f", "-"]])
+    lines = [line for line in printed.getvalue().splitlines() if line.startswith("│")]
+    assert [line.split("│")[2] for line in lines] == [" 1,234.5 ", "    -0.5 ", "         ", "       - "]
+    assert all(line.startswith("│ ") and line[2] != " " for line in lines)
+
+
+def test_a_command_in_a_sentence_is_never_broken(printed: io.StringIO) -> None:
+    command = f"comp run --resume runs/competition/20260131-120000-{'x' * 60} data.root=there"
+    console.print_note(f"note: the training was stopped some time ago by a signal; continue with: {command}")
+    assert f"  {command}" in printed.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals_without_no_color(variables: dict[str, str], coloured: bool) -> None:
+    names = ("NO_COLOR", "FORCE_COLOR", "TERM", "CLICOLOR_FORCE")
+    environment = {**{name: value for name, value in os.environ.items() if name not in names}, **variables}
+    inside, outside = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "comp", "chekc"], stdout=outside, stderr=outside, env=environment)
+    os.close(outside)
+    text = b""
+    with open(inside, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # the terminal is gone
+        while part := stream.read(4096):
+            text += part
+    assert process.wait() == 2
+    assert b"check" in text
+    assert bool(re.search(rb"\x1b\[[0-9;]*3[0-7]", text)) == coloured

@@ -5,14 +5,19 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from rich.cells import cell_len
 
 from tests.support.commands import GROUP, Result, commands
 
 
 @pytest.mark.parametrize("words", commands(GROUP), ids=" ".join)
-def test_every_command_shows_an_example(words: tuple[str, ...], comp: Callable[..., Result]) -> None:
+def test_every_command_shows_an_example_in_80_columns(
+    words: tuple[str, ...], comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     result = comp(*words, "--help")
     assert result.code == 0
+    assert max(map(cell_len, result.out.splitlines())) <= 80
     assert f"Example: comp {' '.join(words)}" in result.out
 
 

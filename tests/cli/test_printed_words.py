@@ -16,7 +16,6 @@ from rich.console import Console
 from comp import config as configs
 from comp.cli import console
 from comp.cli.console import output
-from comp.cli.console import runs as printed_runs
 from comp.results import leaderboard, runs
 from comp.results.run_metrics import Decision, RunMetrics, Score, SplitScores, WeightScores
 from comp.runtime.errors import nearest, plural
@@ -30,8 +29,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Return what is printed to a window of 80 columns."""
     text = io.StringIO()
     window = Console(file=text, width=80, **output._VERBATIM)
-    for module in (output, printed_runs):
-        monkeypatch.setattr(module, "out", window)
+    monkeypatch.setattr(output, "out", window)
     monkeypatch.setattr(output, "err", window)
     return text
 

@@ -1,8 +1,9 @@
-"""The README's commands run as they stand."""
+"""The commands of README.md and AGENTS.md run as they stand."""
 
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from comp.runtime.errors import Interrupted, UserError
 from tests.support.commands import GROUP, REPOSITORY, commands
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = "".join(BLOCKS).splitlines()
+AGENTS = (REPOSITORY / "AGENTS.md").read_text()
+AGENTS_LINES = re.findall(r"^comp .*", AGENTS, re.MULTILINE)
 
 
 def run_lines(folder: Path, lines: list[str]) -> None:
@@ -43,7 +47,7 @@ def assert_is_taken(line: str) -> None:
     command.make_context(command.name, words, parent=context)  # raises where an option or argument is unknown
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("comp ")])
+@pytest.mark.parametrize("line", [line for line in (*LINES, *AGENTS_LINES) if line.startswith("comp ")])
 def test_every_command_is_one_that_the_command_line_takes(line: str) -> None:
     assert_is_taken(line)
 
@@ -55,6 +59,22 @@ def test_every_command_on_the_digits_runs_in_turn(tmp_path: Path) -> None:
     run_lines(tmp_path, lines)
     written = sorted(path.name for path in (tmp_path / "submissions").glob("*.csv"))
     assert written == ["quickstart-2.csv", "quickstart.csv", "three.csv"]  # the second is the ensemble's
+
+
+@pytest.mark.slow  # a minute
+def test_every_command_for_automated_users_prints_one_json_value(tmp_path: Path) -> None:
+    check = f"{shlex.quote(sys.executable)} -m json.tool > /dev/null"
+    run_lines(tmp_path, [f"set -o pipefail; {line} | {check}" for line in AGENTS_LINES])
+    assert (tmp_path / "submissions" / "quickstart.csv").is_file()
+
+
+def test_the_page_for_automated_users_is_short_and_says_what_holds() -> None:
+    assert len(AGENTS.splitlines()) <= 80
+    assert all((REPOSITORY / path).is_file() for path in re.findall(r"\]\(([^)]+)\)", AGENTS))
+    codes = {int(code) for code in re.findall(r"^\| (\d+)", AGENTS, re.MULTILINE)}
+    assert codes == {0, 1, UserError.exit_code, Interrupted(signal.SIGINT).exit_code}
+    assert len(AGENTS_LINES) >= 10
+    assert all(line.endswith("--json") for line in AGENTS_LINES)
 
 
 @pytest.mark.slow  # a whole study

@@ -199,7 +199,8 @@ def test_every_sentence_of_a_scripted_competition_is_true(scripted: Scripted, co
     record(scripted, comp)
     result = comp("leaderboard")
     assert result.code == 0, result.err
-    said = result.out[result.out.index("└") :].splitlines()[1:]
+    *said, following = result.out[result.out.index("└") :].splitlines()[1:]
+    assert following.startswith("next        comp report runs/")
     kinds = [_holds(sentence, scripted) for sentence in said]
     assert sorted(kinds) == ["agreement", "agreement", "best", "heading", "key", "partner", "sorted", "warning"]
 
@@ -339,7 +340,7 @@ def test_a_recorded_score_is_in_the_sidecar_the_run_and_the_row(
     assert player.run is not None
     content = player.submission.read_bytes()
     told = comp("leaderboard", "record", player.submission, "--public", 0.5, "--public-share", 0.5)
-    assert told.out.strip() == f"{player.submission}: public 0.5000, recorded"
+    assert told.out.splitlines()[0] == f"{player.submission}: public 0.5000, recorded"
     assert comp("leaderboard", "record", player.submission, "--private", 0.4).code == 0
     sidecar = json.loads(player.submission.with_suffix(".json").read_text())
     assert (sidecar["scores"]["public"], sidecar["scores"]["private"]) == (0.5, 0.4)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 import comp as api
 from comp.config.yaml_io import merge
-from comp.models import portable
+from comp.models import int8, portable
 from comp.results import files
 from comp.runtime.errors import ModelError
+from comp.workflows import model_card
 from tests.support.commands import assert_refused
 from tests.support.configs import QUICK, small_config, write_config
+from tests.support.patients import patients_config, write_patients
 from tests.support.plugins import forget
 from tests.support.plugins import fresh as fresh
 from tests.support.runs import Comp, made, members
@@ -58,6 +60,11 @@ def test_an_ensemble_is_one_onnx_network_that_answers_as_comp_predict(three_runs
     page = (OUTPUT / "README.md").read_text()
     assert "opset 18" in page
     assert "[B, 3, 32, 32], RGB, uint8" in page
+    named = model_card.page_bytes(
+        {**card, "classes": ["a|b", "new\nline", "<b>", "\x1b[31m", "``` [x](http://y)"]}
+    ).decode()
+    (row,) = [line for line in named.splitlines() if line.startswith("| classes")]
+    assert row == r"| classes, in order | 5: a\|b, new\\nline, &lt;b&gt;, \\x1b\[31m, \`\`\` \[x\](http://y) |"
 
 
 @pytest.mark.slow
@@ -118,6 +125,34 @@ def test_the_operation_that_stops_an_export_is_named() -> None:
     program = portable.to_program(Bessel(), (3, 4, 4), "uint8")
     with pytest.raises(ModelError, match=r"bessel_j0 stops it; --format torch may work"):
         portable.onnx_bytes(program)
+
+
+def test_int8_is_refused_where_every_layer_would_stay_float(tmp_path: Path) -> None:
+    network = portable.plain_copy(nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 2)))
+    (tmp_path / "float.onnx").write_bytes(portable.onnx_bytes(portable.to_program(network, (3, 4, 4), "float")))
+    images = np.zeros((8, 3, 4, 4), np.float32)
+    with pytest.raises(ModelError, match=r"2 layers .* nothing to quantize; leave --quantize out"):
+        int8.quantize(tmp_path / "float.onnx", images, lambda one, other: 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_run_with_hardly_any_validation_is_exported(workplace: Path, comp: Comp, images: int) -> None:
+    assert (
+        comp("train", "small.yaml", f"data.validation={images}", "competition.ood_validation.severities=[]").code == 0
+    )
+    (run,) = Path("runs/small").iterdir()
+    assert exported(comp, run, "--format", "torch")["check"]["images"] == images
+
+
+@pytest.mark.slow
+def test_scores_of_groups_are_not_called_scores_of_images(tmp_path: Path, comp: Comp) -> None:
+    write_patients(tmp_path / "patients")
+    config = write_config(tmp_path / "patients.yaml", patients_config(tmp_path / "patients"))
+    assert comp("train", config, "--runs", tmp_path / "runs").code == 0
+    (run,) = (tmp_path / "runs/patients").iterdir()
+    assert comp("export", run, "--format", "safetensors", "-o", tmp_path / "made").code == 0
+    assert "| split | groups | metric | value |" in (tmp_path / "made/README.md").read_text()
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def clean(
             }
         )
         return
-    _print(done, runs, dry_run=dry_run)
+    _print(done, runs, older, dry_run=dry_run)
 
 
 def _seconds(older: str) -> float:
@@ -67,7 +67,7 @@ def _seconds(older: str) -> float:
         raise ConfigError(f"--older: expected a time such as 90s, 15min, 12h or 7d, found '{older}'") from None
 
 
-def _print(done: "Cleaned", runs: Path, *, dry_run: bool) -> None:
+def _print(done: "Cleaned", runs: Path, older: str | None, *, dry_run: bool) -> None:
     from comp.cli import console
 
     kinds: dict[str, list[int]] = {}
@@ -82,12 +82,17 @@ def _print(done: "Cleaned", runs: Path, *, dry_run: bool) -> None:
         unbegun = plural(len(done.unbegun), "run")
         console.print_note(f"note: {unbegun} ended before the first epoch; remove them with --older 7d")
     if done.unfinished:
-        first, unfinished = done.unfinished[0], plural(len(done.unfinished), "run")
+        first, unfinished = done.unfinished[0], plural(len(done.unfinished), "run is", "runs are")
         console.print_note(f"note: {unfinished} not complete; continue with: comp run --resume {first}")
     for path, reason in done.left[:_LISTED]:
         console.print_note(f"skipped: {reason if reason.startswith(str(path)) else f'{path}: {reason}'}")
     if len(done.left) > _LISTED:
         console.print_note(f"skipped: {len(done.left) - _LISTED:,} more; list them with --json")
+    if kinds and dry_run:
+        console.print_next("clean", runs, *(("--older", older) if older else ()))
+    else:
+        root = [] if runs == RUNS else ["--runs", runs]
+        console.print_next("leaderboard", *root, *(["--all"] if done.unfinished else []))
 
 
 def _mib(size: int) -> str:

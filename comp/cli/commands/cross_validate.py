@@ -75,6 +75,8 @@ def cv(
         return
     _print_folds(values)
     console.print_decision(result.result.metrics())
+    written = values["submission"]
+    console.print_next(*("check", written) if written else ("report", values["run"]))
 
 
 def _print_folds(values: dict[str, Any]) -> None:
@@ -97,11 +99,11 @@ def _print_folds(values: dict[str, Any]) -> None:
         what = "out of fold" if name == "accuracy" else "mean of the folds"
         if score["interval"]:
             low, high = score["interval"]
-            console.print_line(f"{name}, {what}: 95 % interval {low:.4f} to {high:.4f}")
+            console.print_text(f"{name}, {what}: 95 % interval {low:.4f} to {high:.4f}")
         else:
             few = sum(value is not None for value in score["folds"]) < 2
             why = "fewer than two folds have a score" if few else "all folds have the same score"
-            console.print_line(f"{name}, {what}: no interval can be estimated, {why}")
+            console.print_text(f"{name}, {what}: no interval can be estimated, {why}")
     for fold, reason in {fold: why for score in scores.values() for fold, why in score["undefined"].items()}.items():
         names = ", ".join(name for name, score in scores.items() if fold in score["undefined"])
         console.print_note(f"fold {fold}: {names} undefined, and left out of mean and interval: {reason}")

@@ -41,6 +41,8 @@ def prepare(
     with console.bars() as progress:
         dataset = open_dataset(loaded, progress)
     console.print_dataset(dataset, as_json)
+    if not as_json:
+        console.print_next("data", "check", config, *(overrides or []))
 
 
 def show(
@@ -73,8 +75,8 @@ def show(
         return
     console.print_contents(described)
     console.print_notes(dataset)
-    for path in paths:
-        console.print_line(str(path))
+    console.print_written(*paths)
+    console.print_next("data", "check", config, *(overrides or []))
 
 
 def check(
@@ -109,6 +111,8 @@ def check(
         console.print_findings(findings)
         console.print_notes(dataset)
     quality.raise_if_misleading(findings, str(config))
+    if not as_json:
+        console.print_next("cv" if loaded.data.folds else "run", config, *(overrides or []))
 
 
 def errors(
@@ -169,11 +173,14 @@ def errors(
         console.print_json({**report.to_json(), "fixes": out and str(out), "pictures": drawn and str(drawn)})
         return
     console.print_label_errors(report, top or _LISTED)
-    for path in (drawn, out):
-        if path is not None:
-            console.print_line(f"{'pictures' if path == drawn else 'fix list'}  {path}")
+    console.print_written(*filter(None, (drawn, out)))
     if out is not None:
-        console.print_line(f"Look at the pictures, correct the list, then train with data.fixes={out}")
+        console.print_text("Look at the pictures and correct the list, then:")
+        console.print_next("run", report.trained[0].path / "config.yaml", f"data.fixes={out}")
+    elif report.suspects:
+        console.print_next("data", "errors", *words, "--out", "fixes.csv")
+    else:
+        console.print_next("report", report.trained[0].path)
 
 
 def _draw_errors(report: "LabelReport", count: int, path: Path | None, out: Path | None) -> Path | None:
@@ -244,6 +251,7 @@ def corrupt(
         return
     severity = plural(len(levels), "severity", "severities")
     console.print_line(f"{plural(len(paths), 'file')} of {severity}, manifest.json and corruptions.png in {out}")
+    console.print_next("predict", "RUN", "--suite", out)
 
 
 def shift(
@@ -302,5 +310,10 @@ def shift(
     if as_json:
         console.print_json({**card.to_json(), "files": [str(path) for path in paths]})
         return
-    for path in paths:
-        console.print_line(str(path))
+    console.print_written(*paths)
+    if write and card.suggestions:
+        console.print_next("run", write)
+    elif card.suggestions:
+        console.print_next("data", "shift", *words, "--write", "shifted.yaml")
+    else:
+        console.print_next("report" if run else "run", *words)

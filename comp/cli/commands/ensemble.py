@@ -81,10 +81,12 @@ def ensemble(
         else:
             result = combine.ensemble(trained, method=method, folds=folds, **shared)
     if as_json:
-        console.print_json(result.metrics().to_json())
+        console.print_run_json(result)
         return
     _print_gain(result)
     console.print_summary(result, result.metrics())
+    written = result.metrics().submission
+    console.print_next(*("check", written) if written else ("report", result.path))
 
 
 def _print_gain(result: "Run") -> None:
@@ -93,7 +95,7 @@ def _print_gain(result: "Run") -> None:
     from comp.ensembles import combine
 
     if note := (result.metrics().ensemble or {}).get("note"):
-        console.print_line(note)
+        console.print_text(note)
     compared = combine.read_comparison(result)
     if compared is None:
         return
@@ -106,7 +108,7 @@ def _print_gain(result: "Run") -> None:
     for number, row in enumerate(compared.members, 1):
         weight = "" if row.weight is None else f"{row.weight:.3f}"
         shares = [f"{share:.3f}" for share in compared.disagreement[number - 1]]
-        rows.append((f"{number} {row.name}", weight, *_scores(row, metric_column), *shares))
+        rows.append((f"{number} {row.name.rpartition('/')[2]}", weight, *_scores(row, metric_column), *shares))
     held_out = {"best single": compared.best_single, "ensemble": compared.ensemble}
     blank = ("",) * len(compared.members)
     rows += [(f"{name}, held-out folds", "", *_scores(row, metric_column), *blank) for name, row in held_out.items()]
@@ -114,9 +116,9 @@ def _print_gain(result: "Run") -> None:
     title = f"{compared.split}: {compared.images:,} rows; ≠n: {differs}"
     differing = [f"≠{number}" for number in numbers]
     heads = ("member", "weight", *columns, *differing)
-    console.print_table(heads, rows, title=title, folded={"member": 16}, drop=[*reversed(differing), "weight"])
+    console.print_table(heads, rows, title=title, shortened={"member": 24}, drop=[*reversed(differing), "weight"])
     for line in _gains(compared) if len(compared.members) > 1 else ():
-        console.print_line(line)
+        console.print_text(line)
 
 
 def _gains(compared: "Comparison") -> list[str]:

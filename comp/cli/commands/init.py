@@ -66,16 +66,16 @@ def init(
         console.print_json({**written, "next": next_command, **({"then": all_folds} if all_folds else {})})
         return
     for finding in draft.findings:
-        console.print_line(f"found    {finding}")
+        console.print_text(f"found       {finding}")
     for guess in draft.guesses:
-        console.print_line(f"guessed  {guess}")
+        console.print_text(f"guessed     {guess}")
     for advice in draft.advice:
-        console.print_line(f"advice   {advice}")
-    console.print_line(f"wrote    {output}")
+        console.print_text(f"advice      {advice}")
+    console.print_written(output)
     folds = draft.config.data.folds
-    console.print_line(f"next     {next_command}" + (f"  # one fold of {folds}" if folds else ""))
+    console.print_line(f"next        {next_command}" + (f"  # one fold of {folds}" if folds else ""))
     if all_folds:
-        console.print_line(f"then     {all_folds}  # all {folds} folds and their mean")
+        console.print_line(f"then        {all_folds}  # all {folds} folds and their mean")
 
 
 def _copy_example(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
@@ -106,6 +106,5 @@ def _copy_example(name: str, folder: Path, *, force: bool, as_json: bool) -> Non
     if as_json:
         console.print_json({"written": written, "next": next_command})
         return
-    for name in written:
-        console.print_line(f"wrote    {name}")
-    console.print_line(f"next     {next_command}")
+    console.print_written(*written)
+    console.print_line(f"next        {next_command}")

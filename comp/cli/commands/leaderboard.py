@@ -11,6 +11,7 @@ from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
     from comp.results.leaderboard import LeaderboardRow
+    from comp.results.unfinished import UnfinishedRun
 
 
 def leaderboard(
@@ -25,6 +26,9 @@ def leaderboard(
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="Rows to print in the table; 0: all.")] = 100,
     runs: RunsRoot = RUNS,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also list interrupted and failed runs, and how to continue each.")
+    ] = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print every row and column as CSV.")] = False,
     as_md: Annotated[bool, typer.Option("--md", help="Print every row and column as a Markdown table.")] = False,
@@ -40,33 +44,31 @@ def leaderboard(
     if context.invoked_subcommand is not None:
         return
     from comp.cli import console
-    from comp.results import analysis
     from comp.results import leaderboard as board
+    from comp.results.unfinished import list_unfinished
     from comp.runtime.errors import ConfigError, RunError
 
     if as_json + as_csv + as_md > 1:
         raise ConfigError("--json, --csv and --md: give only one of them")
     if group_by and push:
         raise ConfigError("--group-by and --push: runs are pushed, not groups; leave one of them out")
+    if everything and (group_by or as_csv or as_md):
+        raise ConfigError("--all: unfinished runs have no columns of scores; list them alone or with --json")
     damaged: list[RunError] = []
     rows = board.read_rows(runs, competition=competition, sort=sort, since=since, on_damaged=damaged.append)
+    unfinished = list_unfinished(runs, competition=competition, since=since) if everything else []
     spelling = "json" if as_json else "csv" if as_csv else "md" if as_md else ""
     if group_by:
         _print_groups(rows, group_by, runs, sort, spelling)
     elif spelling == "json":
-        console.print_json([row.to_json() for row in rows])
+        complete = [{"state": "complete", **row.to_json()} for row in rows]
+        console.print_json([*complete, *(row.to_json() for row in unfinished)])
     elif spelling:
         heads = console.metric_heads(rows, board.COLUMNS if spelling == "md" else ())
         lines = [{heads.get(name, name): value for name, value in row.cells().items()} for row in rows]
         console.print_rows(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
-        same_competition = len({row.competition for row in rows}) == 1
-        notes = analysis.LeaderboardAnalysis(above=(None,) * len(rows))
-        if same_competition:
-            notes = analysis.analyze_leaderboard(rows, sort)
-        console.print_leaderboard(rows, notes, runs, top, sort)
-        if rows and not same_competition:
-            console.print_line("several competitions; use --competition NAME for analysis")
+        _print_board(rows, unfinished, runs, top, sort)
     if damaged:
         console.print_note(f"note: {plural(len(damaged), 'run')} left out, first {damaged[0]}")
     _update_wandb(rows, runs, sort, sync=sync, push=push)
@@ -97,6 +99,28 @@ def record(
     both = {"public": record.public, "private": record.private}
     scored = [f"{name} {score:.4f}" for name, score in both.items() if score is not None]
     console.print_line(f"{submission}: {', '.join(scored)}, recorded")
+    console.print_next("leaderboard", "--sort", "public_score")
+
+
+def _print_board(
+    rows: "list[LeaderboardRow]", unfinished: "list[UnfinishedRun]", root: Path, top: int, sort: str
+) -> None:
+    """Print the table with its analysis, what is not complete, and what to try next."""
+    from comp.cli import console
+    from comp.results import analysis
+
+    same_competition = len({row.competition for row in rows}) == 1
+    notes = analysis.LeaderboardAnalysis(above=(None,) * len(rows))
+    if same_competition:
+        notes = analysis.analyze_leaderboard(rows, sort)
+    console.print_leaderboard(rows, notes, root, top, sort)
+    if rows and not same_competition:
+        console.print_text("several competitions; use --competition NAME for analysis")
+    console.print_unfinished(unfinished)
+    if rows:
+        console.print_next("report", rows[0].run)
+    elif not unfinished:
+        console.print_next("run", "quickstart")
 
 
 def _print_groups(rows: "list[LeaderboardRow]", by: str, root: Path, sort: str, spelling: str) -> None:
@@ -113,6 +137,7 @@ def _print_groups(rows: "list[LeaderboardRow]", by: str, root: Path, sort: str, 
         console.print_rows(lines, [*board.GROUP_COLUMNS], spelling)
     else:
         console.print_groups(groups, by, rows, root, sort)
+        console.print_next(*("report", rows[0].run) if rows else ("run", "quickstart"))
 
 
 def _update_wandb(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: bool, push: bool) -> None:

@@ -37,6 +37,8 @@ def models(
                 costs[row.name] = _costs(row, (channels, size, size))
                 progress("counting", len(costs), len(rows), "models")
     console.print_models(rows, costs, as_json)
+    if not as_json:
+        console.print_next(*("run", "CONFIG", f"model.name={rows[0].name}") if rows else ("models", "resnet"))
 
 
 def _costs(row: "ModelSummary", image_shape: tuple[int, int, int]) -> "Costs | None":

@@ -66,7 +66,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override config values: `train.epochs=3 optim.lr=3e-4`."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, also for an error.")]
 
 Views = Annotated[
     str | None,

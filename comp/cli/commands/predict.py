@@ -120,6 +120,10 @@ def predict(
             console.print_prediction(run, predicted.predictions, result, estimate)
     if as_json:
         console.print_json(written)
+    elif submits and not images:
+        console.print_next("check", written[str(runs[-1].path)])
+    else:
+        console.print_next("report", runs[-1].path)
 
 
 def _check_output(runs: "list[Run]", output: Path | None, *, submits: bool, is_table: bool, force: bool) -> None:
@@ -231,6 +235,7 @@ def evaluate(
     """
     from comp.cli import console
     from comp.data.fixes import read_fixes
+    from comp.results import diagnostics
     from comp.results import runs as run_folders
     from comp.workflows.evaluate import evaluate
 
@@ -242,10 +247,12 @@ def evaluate(
     with console.bars() as progress:
         values = evaluate(run, overrides, baseline=reference, fixes=listed, device=device or "", progress=progress)
     if as_json:
-        console.print_json({**run.metrics().to_json(), "evaluation": values})
+        console.print_run_json(run, evaluation=values)
         return
     console.print_summary(run, run.metrics())
     console.print_evaluation(values, grouped=bool(run.metrics().group_answer))
+    console.print_written(run.path / diagnostics.FILE)
+    console.print_next("report", run.path)
 
 
 def probe(
@@ -283,4 +290,8 @@ def probe(
             runs_root=runs,
             progress=progress,
         )
-    console.print_json(result.metrics().to_json()) if as_json else console.print_summary(result, result.metrics())
+    if as_json:
+        console.print_run_json(result)
+        return
+    console.print_summary(result, result.metrics())
+    console.print_next("leaderboard")

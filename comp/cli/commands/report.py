@@ -48,7 +48,11 @@ def report(
         text = comparison.render_page(runs, baseline=reference)
     files.write_atomically(output, text.encode())
     written = {"page": str(output), "runs": [str(run.path) for run in runs]}
-    console.print_json(written) if as_json else console.print_line(str(output))
+    if as_json:
+        console.print_json(written)
+        return
+    console.print_written(output)
+    console.print_next("leaderboard")
 
 
 def _evaluate(run: "Run") -> None:

@@ -57,11 +57,13 @@ def check(
         console.print_json(verdict.to_json())
     else:
         for doubt in verdict.findings:
-            console.print_line(f"{doubt.verdict}: {doubt.what}")
+            console.print_text(f"{doubt.verdict}: {doubt.what}")
     if not verdict.problems and not as_json:
         agreement = "" if verdict.agreement is None else f", agrees with {against} on {verdict.agreement:.2%} of rows"
         console.print_line(f"{path}: valid, {plural(verdict.rows, 'row')}{agreement}")
     verdict.raise_if_invalid()
+    if not as_json:
+        console.print_next("submit", path, "--competition", "SLUG", "--message", "TEXT")
 
 
 def diff(
@@ -89,7 +91,11 @@ def diff(
         total = difference.total
         rows.append(("all", f"{total.rows:,}", f"{total.differing:,}", _share(total.differing, total.rows)))
     console.print_table(
-        ("block", "rows", "differing", "share"), rows, title=f"{first} and {second}", folded={"block": 16}
+        ("block", "rows", "differing", "share"),
+        rows,
+        title=f"{first} and {second}",
+        shortened={"block": 16},
+        has_total=len(rows) > 1,
     )
     if sizes := difference.sizes:
         correlation = "" if sizes.correlation is None else f"; correlation {sizes.correlation:.4f}"
@@ -101,6 +107,7 @@ def diff(
         console.print_line("common ids are in another order")
     if difference.columns_moved:
         console.print_line("columns are in another order")
+    console.print_next("check", second, "--against", first)
 
 
 def _share(count: int, rows: int) -> str:
@@ -161,6 +168,7 @@ def submit(
         console.print_json(record)
         return
     console.print_line(f"{path}: {_describe_score(record)}")
+    console.print_next("leaderboard", "--sort", "public_score")
 
 
 def _describe_score(record: dict[str, Any]) -> str:
@@ -193,13 +201,15 @@ def _submit_kernel(
         return
     console.print_line(f"{folder}: notebook version {record['kernel']['version']} has run: {record['kernel']['url']}")
     if record["submission"] is None:
-        console.print_line(f"its submission is {folder / kaggle_kernel.CSV}; submit it: comp submit --kernel {folder}")
+        console.print_written(folder / kaggle_kernel.CSV)
+        console.print_next("submit", "--kernel", folder)
         return
     console.print_line(f"{folder}: {_describe_score(record['submission'])}")
     if not record["run"]:
         console.print_note(
             f"no run in {runs} is the exported one: its score is in {folder / kaggle_kernel.STATE} alone"
         )
+    console.print_next("leaderboard", "--sort", "public_score")
 
 
 def _read_wait(text: str) -> float:

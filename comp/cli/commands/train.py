@@ -104,7 +104,7 @@ def run(
         return loaded
 
     if rehearse:
-        _rehearse(load, overrides, runs or RUNS, as_json)
+        _rehearse(load, overrides, runs or RUNS, as_json, command=context.find_root().obj)
         return
     trained = resume is not None and run_folders.open_run(resume).is_complete()
     if not trained:
@@ -228,6 +228,7 @@ def lr_find(
         console.print_json({**result.to_json(), "picture": str(output)})
     else:
         console.print_lr_find(result, output)
+        console.print_next("run", config, *(overrides or []), f"optim.lr={result.suggestion:.1e}")
 
 
 def _open_with_plugins(path: Path, data_overrides: list[str], allow_plugins: bool) -> "Run":
@@ -288,7 +289,9 @@ def _check_options(
         raise ConfigError("--rehearse runs in one process; leave --gpus out")
 
 
-def _rehearse(load: "Callable[[], Config]", overrides: list[str], runs_root: Path, as_json: bool) -> None:
+def _rehearse(
+    load: "Callable[[], Config]", overrides: list[str], runs_root: Path, as_json: bool, *, command: list[str]
+) -> None:
     from comp import config as configs
     from comp.cli import console
     from comp.training import distributed
@@ -297,7 +300,11 @@ def _rehearse(load: "Callable[[], Config]", overrides: list[str], runs_root: Pat
     distributed.check_single_process("comp run --rehearse")
     with configs.naming_overrides(overrides), console.bars() as progress:
         stages = rehearse.rehearse(load(), progress, runs_root=runs_root)
-    console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)
+    if as_json:
+        console.print_json([asdict(stage) for stage in stages])
+        return
+    console.print_stages(stages)
+    console.print_next(*(word for word in command if word != "--rehearse"))
 
 
 def _start_processes(context: typer.Context, gpus: int | None, load: "Callable[[], Config]") -> None:
@@ -443,7 +450,8 @@ def _print_result(run: "Run", as_json: bool) -> None:
     from comp.cli import console
 
     if as_json:
-        console.print_json(run.metrics().to_json())
+        console.print_run_json(run)
         return
     console.print_norms(run.table("norms.csv"))
     console.print_summary(run, run.metrics())
+    console.print_next("evaluate", run.path)

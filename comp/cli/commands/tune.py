@@ -1,5 +1,6 @@
 """`comp tune`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,12 @@ def tune(
             study_result = search.tune(
                 loaded, name=name, runs_root=runs, workers=workers, on_trial=console.print_trial, progress=progress
             )
-    console.print_json(study_result.to_json()) if as_json else console.print_study(study_result)
+    if as_json:
+        console.print_json(study_result.to_json())
+        return
+    console.print_study(study_result)
+    unfinished = study_result.interrupted or not study_result.best
+    console.print_next(*shlex.split(study_result.command)[1:] if unfinished else ("run", study_result.best))
 
 
 def _load(

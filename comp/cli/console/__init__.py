@@ -3,7 +3,14 @@
 Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.json` writes the result alone.
 """
 
-from comp.cli.console.leaderboard import board_cells, metric_heads, print_groups, print_leaderboard, print_rows
+from comp.cli.console.leaderboard import (
+    board_cells,
+    metric_heads,
+    print_groups,
+    print_leaderboard,
+    print_rows,
+    print_unfinished,
+)
 from comp.cli.console.models_and_data import (
     MOST_COUNTED_MODELS,
     print_contents,
@@ -13,12 +20,23 @@ from comp.cli.console.models_and_data import (
     print_models,
     print_notes,
 )
-from comp.cli.console.output import Bars, bars, print_json, print_line, print_note, print_table
+from comp.cli.console.output import (
+    Bars,
+    bars,
+    print_json,
+    print_line,
+    print_next,
+    print_note,
+    print_table,
+    print_text,
+    print_written,
+)
 from comp.cli.console.runs import (
     print_answers,
     print_decision,
     print_evaluation,
     print_prediction,
+    print_run_json,
     print_stages,
     print_submission,
     print_summary,
@@ -49,11 +67,13 @@ __all__ = [
     "print_line",
     "print_lr_find",
     "print_models",
+    "print_next",
     "print_norms",
     "print_note",
     "print_notes",
     "print_prediction",
     "print_rows",
+    "print_run_json",
     "print_shift",
     "print_stages",
     "print_start",
@@ -61,5 +81,8 @@ __all__ = [
     "print_submission",
     "print_summary",
     "print_table",
+    "print_text",
     "print_trial",
+    "print_unfinished",
+    "print_written",
 ]

@@ -1,25 +1,29 @@
 """Print the leaderboard."""
 
 import csv
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from comp.cli.console.output import print_line, print_table
+from comp.cli.console.output import print_line, print_table, print_text
 from comp.runtime import escape
+from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
     from comp.results.analysis import LeaderboardAnalysis
     from comp.results.leaderboard import ColumnGroup, LeaderboardRow
+    from comp.results.unfinished import UnfinishedRun
 
 _MAX_DRAWN_ROWS = 500
 
 # Columns that are left out in a narrow window, the first one first; never the one that the table is sorted by.
 _DROPPED = (
-    *("device", "parameters", "minutes", "test", "private", "pooled", "suite"),
-    *("val", "estimated", "public", "shifted", "model", "submission", "overrides", "fold"),
+    *("device", "parameters", "estimated range", "minutes", "submission", "private", "pooled", "fold", "model"),
+    *("suite", "test", "estimated", "overrides", "public", "val", "shifted"),
 )
+_RUN_WIDTH = 36  # the least of a run's name: its time and 20 characters
 # Score column of `LeaderboardRow` -> heading in the table, in the table's order.
 _SCORES = {
     "val_accuracy": "val",
@@ -56,19 +60,30 @@ def print_leaderboard(
         title = f"{group[0].competition}: {group[0].metric} ({group[0].task})" if len(groups) > 1 else ""
         _print_board(group, marks[start : start + len(group)], columns, title)
         start += len(group)
-    print_line(leaderboard.describe_sort(rows, sort))
+    print_text(leaderboard.describe_sort(rows, sort))
     if len(listed) < len(rows):
-        print_line(f"{len(rows) - len(listed):,} more: --top 0 shows all, --csv writes them")
+        print_text(f"{len(rows) - len(listed):,} more: --top 0 shows all, --csv writes them")
     if any(marks):
         print_line(_LEGEND)
     if any(row.undefined for row in listed):
-        print_line(_UNDEFINED)
+        print_text(_UNDEFINED)
     for sentence in verdicts.sentences():
-        print_line(sentence)
+        print_text(sentence)
 
 
 def _print_none(root: Any) -> None:
-    print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
+    print_line(f"no complete runs under {root}")
+
+
+def print_unfinished(unfinished: "Sequence[UnfinishedRun]") -> None:
+    """Print the runs that are not complete, each with the command that continues it: a line that can be copied."""
+    if unfinished:
+        print_line(f"{plural(len(unfinished), 'run is', 'runs are')} not complete:")
+    for run in unfinished:
+        planned = f" of {run.of:,}" if run.of else ""
+        place = f" after epoch {run.epochs:,}{planned}" if run.epochs else " in epoch 1"
+        print_text(": ".join(filter(None, (f"{run.state}{place * (run.state != 'damaged')}", run.reason))))
+        print_line(f"  {run.resume or run.run}")
 
 
 def _print_board(
@@ -76,17 +91,37 @@ def _print_board(
 ) -> None:
     """Print a table of rows, best first, without empty columns; `marks` stand behind the ranks."""
     metrics = [name for name in dict.fromkeys(row.metric for row in rows) if name != "accuracy"]
+    parent = _common_folder([row.run for row in rows])
     cells = [board_cells(row, rank, metrics) for rank, row in enumerate(rows, 1)]
+    for line in cells:
+        line["run"] = os.path.relpath(line["run"], parent) if parent else line["run"]
     headings = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
     lines = [[line[name] + mark * (name == "#") for name in headings] for line, mark in zip(cells, marks, strict=True)]
+    title = ", ".join(filter(None, (title, f"runs in {parent}" if parent else "")))
     if len(lines) > _MAX_DRAWN_ROWS:
+        print_text(title)
         _print_plain([headings, *lines])
         return
     sort_headings = {_heading(row, sort_columns[row.competition]) for row in rows}
     order = dict.fromkeys([*_DROPPED, *headings])  # the metric's own columns go last
     drop = [name for name in order if name in headings and name not in ("#", "run", *sort_headings)]
-    folded = {"run": 24, "overrides": 16, "submission": 20, "model": 16, "estimated": 9}
-    print_table(headings, lines, title=title, folded=folded, drop=drop, full_table="--csv")
+    print_table(
+        headings,
+        lines,
+        title=title,
+        folded={"overrides": 16},
+        shortened={"run": _RUN_WIDTH, "submission": 28, "model": 18},
+        drop=drop,
+        full_table="--csv",
+    )
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """Return the folder that holds all of some runs, for a title instead of each cell; empty for paths of two kinds."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # absolute ones and relative ones
+        return ""
 
 
 def _heading(row: "LeaderboardRow", column: str) -> str:
@@ -112,8 +147,7 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
     scores |= {heading: getattr(row, column) for column, heading in _SCORES.items()}
     cells = {name: "" if score is None else f"{score:.4f}" for name, score in scores.items()}
     cells |= {f"{_METRIC_SPLITS[column]} {row.metric}": "-" for column in row.undefined if row.metric in metrics}
-    if row.expected_low is not None and row.expected_high is not None:
-        cells["estimated"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
+    bounds = (row.expected_low, row.expected_high)
     flags = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
     flags += filter(None, row.lessons.split(", "))
     flags += [f"groups: {row.group_answer}"] if row.group_answer else []
@@ -126,6 +160,7 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
         "model": row.model,
         "parameters": f"{row.parameters:,}",
         **cells,
+        "estimated range": "" if None in bounds else " to ".join(f"{bound:.2f}" for bound in bounds),
         "minutes": f"{row.train_minutes:.1f}",
         "device": row.device,
         "submission": row.submission + (f" ({', '.join(flags)})" if flags else ""),
@@ -146,10 +181,11 @@ def print_groups(
         for group in groups
     ]
     headings = (by, "runs", "best", "mean", "deviation", "best run")
-    print_table(headings, lines, folded={by: 14, "best run": 24}, drop=("deviation", "mean"), full_table="--csv")
-    print_line(leaderboard.describe_sort(rows, sort))
+    shortened = {by: 14, "best run": _RUN_WIDTH}
+    print_table(headings, lines, shortened=shortened, drop=("deviation", "mean"), full_table="--csv")
+    print_text(leaderboard.describe_sort(rows, sort))
     if any(group.best is None for group in groups) and len({row.metric for row in rows}) > 1:
-        print_line("runs of several metrics have no common best or mean; use --competition NAME or --group-by metric")
+        print_text("runs of several metrics have no common best or mean; use --competition NAME or --group-by metric")
 
 
 def _cell(value: Any) -> str:

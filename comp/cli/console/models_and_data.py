@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column
-
 if TYPE_CHECKING:
     from comp.data.dataset import Dataset
     from comp.data.quality import DataFinding
     from comp.models.zoo import Costs, ModelSummary
     from comp.workflows.label_errors import LabelReport
 
-from comp.cli.console.output import PlainTable, out, print_json, print_line, print_note, print_table
+from comp.cli.console.output import print_json, print_line, print_note, print_table, print_text
 from comp.runtime.errors import plural
 
 _MOST_PAIRS = 5  # of confused classes
@@ -26,7 +24,7 @@ def print_models(rows: "Sequence[ModelSummary]", counted: "Mapping[str, Costs | 
         print_json([{**asdict(row), **costs.get(row.name, {})} for row in rows])
         return
     if not rows:
-        print_line("no model or family matches; try `comp models resnet`")
+        print_line("no model or family matches")
         return
     heads = ("model", "family", "architecture", "cifar stem", "weights", "parameters", "GMACs", "feature map")
     lines = []
@@ -35,7 +33,7 @@ def print_models(rows: "Sequence[ModelSummary]", counted: "Mapping[str, Costs | 
         lines.append((row.name, row.family, row.architecture, stem, row.weights, *_cost_cells(row.name, counted)))
     print_table(heads, lines, folded={"model": 16}, drop=("architecture", "feature map", "family", "weights"))
     if not counted:
-        print_line(f"no costs: more than {MOST_COUNTED_MODELS} models match; narrow the pattern")
+        print_text(f"no costs: more than {MOST_COUNTED_MODELS} models match; narrow the pattern")
 
 
 def _cost_cells(name: str, counted: "Mapping[str, Costs | None]") -> list[str]:
@@ -64,11 +62,12 @@ def print_dataset(dataset: "Dataset", as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
-    table = PlainTable("data", "value")
-    for name, value in values.items():
-        if name != "notes":
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    out.print(table)
+    rows = [
+        [name.replace("_", " "), f"{value:,}" if isinstance(value, int) else _numbers(value)]
+        for name, value in values.items()
+        if name != "notes"
+    ]
+    print_table(["data", "value"], rows, folded={"value": 20})
     print_notes(dataset)
 
 
@@ -81,26 +80,35 @@ def print_notes(dataset: "Dataset") -> None:
 def print_contents(described: dict[str, Any]) -> None:
     """Print the results of `comp data show`: a table of splits, and one of labels."""
     splits = described["splits"]
-    table = PlainTable("split", "images", "shape (C, H, W)", "mean", "std")
-    for name, split in splits.items():
-        table.add_row(name, f"{split['images']:,}", *[str(split[key]) for key in ("shape", "mean", "std")])
-    out.print(table)
+    rows = [
+        [name, f"{split['images']:,}", *(_numbers(split[key]) for key in ("shape", "mean", "std"))]
+        for name, split in splits.items()
+    ]
+    print_table(["split", "images", "shape (CHW)", "mean", "std"], rows, drop=("shape (CHW)", "std", "mean"))
     first = next(iter(splits.values()))["labels"]
     numeric = any(isinstance(count, float) for count in first.values())
     classes = plural(described["classes"], "class", "classes")
     title = "numbers in the labels" if numeric else f"images in each of {classes}"
-    labels = PlainTable("statistic" if numeric else "class", *splits, title=title)
-    for label in first:
-        labels.add_row(label, *[f"{split['labels'][label]:,}" if split["labels"] else "" for split in splits.values()])
-    out.print(labels)
+    heading = "statistic" if numeric else "class"
+    counts = [
+        [label, *(f"{split['labels'][label]:,}" if split["labels"] else "" for split in splits.values())]
+        for label in first
+    ]
+    print_table([heading, *splits], counts, title=title, folded={heading: 16})
+
+
+def _numbers(value: Any) -> str:
+    """Return `0.3055 0.3055 0.3055` for a list, anything else as text."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def print_findings(findings: "Sequence[DataFinding]") -> None:
     """Print the findings of `comp data check`."""
-    table = PlainTable("check", "found", "verdict", Column("examples", overflow="fold"))
+    rows = [[finding.what, f"{finding.count:,}", finding.verdict] for finding in findings]
+    print_table(["check", "found", "verdict"], rows, folded={"check": 40})
     for finding in findings:
-        table.add_row(finding.what, f"{finding.count:,}", finding.verdict, ", ".join(finding.examples))
-    out.print(table)
+        if finding.examples:
+            print_text(f"{finding.what}: {', '.join(finding.examples)}")
 
 
 _WEAK = 0.2  # networks that miss more images list mostly their own mistakes
@@ -114,7 +122,7 @@ def print_label_errors(report: "LabelReport", count: int) -> None:
     ]
     if rows:
         heads = ("id", "given", "suggested", "probability", "margin", "action")
-        print_table(heads, rows, folded={"id": 12, "given": 8, "suggested": 8}, drop=("margin",))
+        print_table(heads, rows, folded={"given": 8, "suggested": 8}, shortened={"id": 16}, drop=("margin",))
     for given, true, images in report.pairs[:_MOST_PAIRS]:
         print_line(f"given {given}, likely {true}: about {plural(images, 'image')}")
     share, disagreeing = report.estimated / report.images, report.disagreeing / report.images
@@ -127,11 +135,12 @@ def print_label_errors(report: "LabelReport", count: int) -> None:
     actions = [suspect.action for suspect in report.suspects]
     shown = f", the first {count:,} above" if len(actions) > count else ""
     relabel, drop = actions.count("relabel"), actions.count("drop")
-    print_line(f"{len(actions):,} are listed{shown}: {relabel:,} to relabel, {drop:,} to drop")
+    listed = plural(len(actions), "label is", "labels are")
+    print_line(f"{listed} listed{shown}: {relabel:,} to relabel, {drop:,} to drop")
     if report.kept:
-        print_line(f"{report.kept:,} more are marked keep in the run's fix list, and not listed")
+        print_text(f"{plural(report.kept, 'more is', 'more are')} marked keep in the run's fix list, and not listed")
     first, members = report.trained[0].path, len(report.trained)
     print_line(f"judged by {first}" + (f" and {plural(members - 1, 'more run')}" if members > 1 else ""))
     if report.unjudged:
         others = f"{plural(report.unjudged, 'other image')} {'was' if report.unjudged == 1 else 'were'} trained on"
-        print_line(f"{others}, so only comp cv, with all folds, can judge them")
+        print_text(f"{others}, so only comp cv, with all folds, can judge them")

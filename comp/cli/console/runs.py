@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from comp.results.runs import Run
     from comp.workflows.rehearse import Stage
 
-from comp.cli.console.output import PlainTable, out, print_line, print_note, print_table
+from comp.cli.console.output import print_json, print_line, print_note, print_table, print_text, print_written
 from comp.runtime.errors import RunError, UserError, plural
 
 # Columns of an evaluation that are left out in a narrow window, the first one first; never the competition's metric.
@@ -41,6 +41,11 @@ _PLAIN = {
 _MAX_ANSWERS, _MAX_COLUMNS = 20, 8  # of a table of predicted images
 
 
+def print_run_json(run: "Run", **more: Any) -> None:
+    """Print a run's folder and metrics.json as one JSON object, and more values if there are any."""
+    print_json({"folder": str(run.path), **run.metrics().to_json(), **more})
+
+
 def print_summary(run: "Run", scores: "RunMetrics") -> None:
     """Print a run's scores, its accuracy by severity, its training time, and its files."""
     scored = {name for _, split in _split_rows(scores) if split for name in (*split.scores, *(split.undefined or ()))}
@@ -58,15 +63,15 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
         print_table(["split", counted, *headings], rows, title=title, folded={"split": 16}, drop=(counted,))
     _print_undefined({name: split.undefined for name, split in _split_rows(scores) if split and split.undefined})
     if scores.stopped:
-        out.print(f"stopped early: {scores.stopped}")
+        print_text(f"stopped early: {scores.stopped}")
     print_decision(scores)
     if scores.averaged.missing:
-        out.print(f"no averaged weights: the training {scores.averaged.missing}")
+        print_text(f"no averaged weights: the training {scores.averaged.missing}")
     suite = scores.split_scores("suite")
     shifted = suite or scores.best_or_final.ood_val
     if shifted and shifted.by_block:
         title = f"suite{scores.variant}" if suite else "shifted validation"
-        out.print(_severity_table(shifted, title))
+        _print_severities(shifted, title)
     marks = f", test-like augmentation ({', '.join(scores.test_like)})" if scores.test_like else ""
     trained = f"trained {plural(scores.epochs, 'epoch')}" if scores.kind == "run" else f"{scores.model}, made"
     print_line(f"{trained} in {scores.train_seconds:.1f} s on {scores.device}{marks}")
@@ -194,30 +199,28 @@ def print_prediction(
 
 def print_answers(header: Sequence[str], rows: Sequence[Sequence[str]], path: Path, *, numeric: bool) -> None:
     """Print a table of the first predicted images, and the files with all of them; `numeric`: they are numbers."""
-    table = PlainTable(*header[:_MAX_COLUMNS])
-    for row in rows[:_MAX_ANSWERS]:
-        table.add_row(*row[:_MAX_COLUMNS])
-    out.print(table)
+    cells = [row[:_MAX_COLUMNS] for row in rows[:_MAX_ANSWERS]]
+    drop = header[2:_MAX_COLUMNS] if len(header) > 3 else ()
+    print_table(
+        header[:_MAX_COLUMNS], cells, shortened={"id": 16}, folded={"labels": 16}, drop=drop[::-1], full_table="the CSV"
+    )
     first = f", the first {_MAX_ANSWERS} above" if len(rows) > _MAX_ANSWERS else ""
     outputs = "unrounded numbers" if numeric else "all probabilities"
-    print_line(f"{plural(len(rows), 'image')} in {path}{first}; {outputs} in {path.with_suffix('.npz')}")
+    print_line(f"{plural(len(rows), 'image')}{first}; the .npz has {outputs}")
+    print_written(path, path.with_suffix(".npz"))
 
 
-def _severity_table(shifted: "SplitScores", title: str) -> PlainTable:
-    """Return accuracy by distortion and severity, with means in the last row and column."""
-    severities = list(shifted.by_severity)
-    table = PlainTable("distortion", *severities, "mean", title=f"{title}: accuracy by distortion and severity")
-    blocks = list(shifted.by_block.values())
+def _print_severities(shifted: "SplitScores", title: str) -> None:
+    """Print accuracy by distortion and severity, with means in the last row and column."""
+    severities, blocks = list(shifted.by_severity), list(shifted.by_block.values())
+    rows = []
     for row, (name, mean) in enumerate(shifted.by_distortion.items()):
         cells = blocks[row * len(severities) : (row + 1) * len(severities)]
-        table.add_row(name, *[f"{cell:.3f}" for cell in cells], f"{mean:.3f}")
-    table.add_section()
-    table.add_row(
-        "mean",
-        *[f"{value:.3f}" for value in shifted.by_severity.values()],
-        "" if shifted.accuracy is None else f"{shifted.accuracy:.3f}",
-    )
-    return table
+        rows.append([name, *(f"{cell:.3f}" for cell in cells), f"{mean:.3f}"])
+    overall = "" if shifted.accuracy is None else f"{shifted.accuracy:.3f}"
+    rows.append(["mean", *(f"{value:.3f}" for value in shifted.by_severity.values()), overall])
+    heading = f"{title}: accuracy by distortion and severity"
+    print_table(["distortion", *severities, "mean"], rows, title=heading, has_total=True)
 
 
 def print_evaluation(values: Mapping[str, Any], *, grouped: bool = False) -> None:
@@ -250,9 +253,9 @@ def print_evaluation(values: Mapping[str, Any], *, grouped: bool = False) -> Non
     if "classes" in splits[name]:
         _print_classes(name, splits[name]["classes"], counted)
     for label, predicted, count in splits[name].get("confused", ()):
-        out.print(f"true {label}, predicted {predicted}: {count}")
+        print_line(f"true {label}, predicted {predicted}: {count:,}")
     if error := values.get("mean_corruption_error"):
-        out.print(f"mean corruption error on {error['split']}: {error['value']:.1f} % of {error['baseline']}'s")
+        print_text(f"mean corruption error on {error['split']}: {error['value']:.1f} % of {error['baseline']}'s")
 
 
 def _evaluation_cells(name: str, split: Mapping[str, Any], counted: str) -> dict[str, str]:
@@ -283,7 +286,5 @@ def _print_classes(name: str, classes: Sequence[Mapping[str, Any]], counted: str
 
 def print_stages(stages: "Sequence[Stage]") -> None:
     """Print a rehearsal."""
-    table = PlainTable("stage", "seconds", "result", title="rehearsal: all stages passed")
-    for stage in stages:
-        table.add_row(stage.name, f"{stage.seconds:.1f}", stage.found)
-    out.print(table)
+    rows = [[stage.name, f"{stage.seconds:.1f}", stage.found] for stage in stages]
+    print_table(["stage", "seconds", "result"], rows, title="rehearsal: all stages passed", folded={"result": 20})

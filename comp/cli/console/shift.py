@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from comp.cli.console.output import print_line, print_note, print_table
+from comp.cli.console.output import print_line, print_note, print_table, print_text
 
 if TYPE_CHECKING:
     from comp.data.corruptions.recognise import Verdict
@@ -20,21 +20,21 @@ def print_shift(card: "ShiftCard") -> None:
     for note in card.notes:
         print_note(f"note: {note}")
     interval, reference = card.auc.interval, _NAMES[card.reference]
-    print_line(
+    print_text(
         f"{reference} and {card.test}: {card.meaning}, AUC {card.auc.value:.3f} "
         f"({interval.low:.3f} to {interval.high:.3f}; 0.5: alike)"
     )
     images = f"{card.counts[0]:,} {reference} and {card.counts[1]:,} {card.test} images"
     unseen = ", which has not seen them" if card.reference == "val" else ""
-    print_line(f"compared: {images} by {card.features}{unseen}")
+    print_text(f"compared: {images} by {card.features}{unseen}")
     ids = ", ".join(f"{name} ({score:.2f})" for name, score in card.test_like[:_SHOWN_IDS])
-    print_line(f"training images most like {card.test} (probability): {ids}")
+    print_text(f"training images most like {card.test} (probability): {ids}")
     _print_properties(card)
     _print_blocks(card)
     _print_agreements(card.agreements, card.scored)
     for suggestion in card.suggestions:
         print_line(f"suggested: {suggestion.key}={_flow(suggestion.value)}")
-        print_line(f"  {suggestion.reason}")
+        print_text(f"  {suggestion.reason}")
     if not card.suggestions:
         print_line("suggested: nothing")
 
@@ -48,7 +48,7 @@ def _print_properties(card: "ShiftCard") -> None:
         ]
         print_table(("property", _NAMES[card.reference], card.test, "in SDs", "KS", "difference"), cells)
     if alike := [row.name for row in card.properties if row.word == "same"]:
-        print_line(f"the same within chance: {', '.join(alike)}")
+        print_text(f"the same within chance: {', '.join(alike)}")
 
 
 def _signed(value: float | None) -> str:
@@ -68,7 +68,7 @@ def _print_blocks(card: "ShiftCard") -> None:
         lines.append((blocks, name, ", ".join(severities), _shares(verdicts), _alternative(verdicts)))
     print_table(("blocks", "look like", "severities", "share", "or"), lines, folded={"or": 12}, drop=("or",))
     right, tried = card.recognised
-    print_line(f"share: of the likelihood; of {tried} held-out blocks of training images, {right} were recognised")
+    print_text(f"share: of the likelihood; of {tried} held-out blocks of training images, {right} were recognised")
 
 
 def _shares(verdicts: "Sequence[Verdict]") -> str:
@@ -97,12 +97,12 @@ def _print_agreements(agreements: "Sequence[Agreement]", scored: int) -> None:
         trust = "too weak to trust: it may be 0" if 0 in row.interval else "validation ranks as the leaderboard does"
         if high < 0:
             trust = "validation ranks against the leaderboard"
-        print_line(
+        print_text(
             f"{row.column} and public score of {row.count} submissions: rank correlation {row.correlation:.2f} "
             f"({low:.2f} to {high:.2f}), {trust}"
         )
     if not agreements:
-        print_line(f"validation and public scores: {scored} recorded, too few to compare (4): comp leaderboard record")
+        print_text(f"validation and public scores: {scored} recorded, too few to compare (4): comp leaderboard record")
 
 
 def _flow(value: object) -> str:

@@ -1,10 +1,7 @@
 """Print a training as it runs."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from rich.table import Column
 
 if TYPE_CHECKING:
     from comp.models.surgery import TrainableRow
@@ -14,20 +11,24 @@ if TYPE_CHECKING:
     from comp.training.loop import Epoch
     from comp.training.lr_find import LRFindResult
 
-from comp.cli.console.output import PlainTable, err, out, print_line, print_note, print_table
+from comp.cli.console.output import err, print_note, print_table, print_text, print_written
 
 
 def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str) -> None:
     """Print a run's folder, and for each block of its model how many parameters are trained."""
     err.print(f"run {run.path}")
-    title = textwrap.fill(f"weights: {weights_source}", err.width, break_long_words=False, break_on_hyphens=False)
-    heads = (Column("block", overflow="fold"), "parameters", "trained", "batch norm statistics")
-    table = PlainTable(*heads, title=title)
-    for row in rows:
-        table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)
-    table.add_section()
-    table.add_row("all", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,}", "")
-    err.print(table)
+    cells = [[row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics] for row in rows]
+    cells.append(["all", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,}", ""])
+    print_table(
+        ("block", "parameters", "trained", "batch norm statistics"),
+        cells,
+        title=f"weights: {weights_source}",
+        folded={"block": 16},
+        drop=("batch norm statistics",),
+        full_table="metrics.json",
+        has_total=True,
+        console=err,
+    )
 
 
 def print_choice(choice: "ExecutionChoice") -> None:
@@ -119,10 +120,11 @@ def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
 
 def print_lr_find(result: "LRFindResult", picture: Any) -> None:
     """Print the result of a learning rate range test, and which rate to set."""
-    table = PlainTable("point", "learning rate", title="learning rate range test")
-    table.add_row("steepest descent", f"{result.steepest:.2e}")
-    table.add_row("loss diverges", "not in this range" if result.diverged is None else f"{result.diverged:.2e}")
-    table.add_row("a tenth of that", "" if result.tenth is None else f"{result.tenth:.2e}")
-    out.print(table)
-    print_line(f"suggestion: optim.lr={result.suggestion:.1e} ({result.reason})")
-    print_line(f"picture     {picture}")
+    rows = [
+        ["steepest descent", f"{result.steepest:.2e}"],
+        ["loss diverges", "not in this range" if result.diverged is None else f"{result.diverged:.2e}"],
+        ["a tenth of that", "" if result.tenth is None else f"{result.tenth:.2e}"],
+    ]
+    print_table(["point", "learning rate"], rows, title="learning rate range test")
+    print_text(f"suggestion: optim.lr={result.suggestion:.1e} ({result.reason})")
+    print_written(picture)

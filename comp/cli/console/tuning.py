@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from comp.tuning.confirm import ConfirmedTrial
     from comp.tuning.results import StudyProgress, StudyReport
 
-from comp.cli.console.output import err, print_line, print_table
+from comp.cli.console.output import err, print_line, print_table, print_text, print_written
+from comp.runtime.errors import plural
 
 _TRIAL_COLUMNS = ("trial", "of", "seed", "state", "seconds", "parameters", "epochs", "reason")  # neither knob nor score
 
@@ -38,9 +39,10 @@ def print_study(report: "StudyReport") -> None:
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in (None, "") for row in rows)]
     columns = [name for name in columns if name != "run"]
     title = f"study {report.name}: {', '.join(f'{count} {state}' for state, count in report.counts.items() if count)}"
+    marks = ["*" if row["trial"] in report.pareto else "" for row in rows]
     lines = [
-        [f"{row['trial']}{'*' if row['trial'] in report.pareto else ''}", *[_cell(row[name]) for name in columns[1:]]]
-        for row in rows
+        [f"{row['trial']}{mark}", *(_cell(row[name], name) for name in columns[1:])]
+        for row, mark in zip(rows, marks, strict=True)
     ]
     knobs = [name for name in columns if name not in (*_TRIAL_COLUMNS, *report.metrics)]
     folded = {name: 12 if name in knobs else 20 for name in (*knobs, "reason")}
@@ -52,7 +54,7 @@ def print_study(report: "StudyReport") -> None:
     if report.pareto:
         print_line("* best" if len(report.metrics) == 1 else "* Pareto front")
     if report.importance:
-        print_line("importance  " + ", ".join(f"{path} {share:.2f}" for path, share in report.importance.items()))
+        print_text("importance  " + ", ".join(f"{path} {share:.2f}" for path, share in report.importance.items()))
     if report.confirmed:
         confirmed = [_confirmed_cells(trial) for trial in report.confirmed]
         print_table(
@@ -68,10 +70,8 @@ def print_study(report: "StudyReport") -> None:
         print_line(f"recommended trial {report.recommended}: {reason}")
     if report.interrupted:
         numbers = ", ".join(map(str, report.interrupted))
-        print_line(f"interrupted trials {numbers}; continue with: {report.command}")
-    print_line(f"trials      {report.folder / 'trials.csv'}, {report.folder / 'study.html'}")
-    if report.best:
-        print_line(f"config      {report.best}")
+        print_line(f"{plural(len(report.interrupted), 'interrupted trial')}: {numbers}")
+    print_written(report.folder / "trials.csv", report.folder / "study.html", *filter(None, [report.best]))
 
 
 def _confirmed_cells(trial: "ConfirmedTrial") -> dict[str, str]:
@@ -83,11 +83,13 @@ def _confirmed_cells(trial: "ConfirmedTrial") -> dict[str, str]:
         "deviation": "" if trial.deviation is None else f"{trial.deviation:.4f}",
         "seconds": f"{trial.seconds:.1f}",
         "parameters": f"{trial.parameters:,}",
-        "within noise of the best": "yes" if trial.within_noise else "",
+        "within noise": "yes" if trial.within_noise else "",
     }
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, column: str) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if column == "parameters" and value is not None:
+        return f"{value:,}"
     return "" if value is None else str(value)

@@ -100,7 +100,7 @@ def test_interrupted_trials_are_listed_with_the_command_that_continues_them(
         assert comp("tune", "tuned.yaml").code == 128 + 15
     shown = comp("tune", "--show", "tuned")
     assert shown.code == 0, shown.err
-    line = re.search(r"interrupted trials 0; continue with: comp (.*)", shown.out)
+    line = re.search(r"1 interrupted trial: 0\n(?:.*\n)*next +comp (.*)", shown.out)
     assert line, shown.out
     row = json.loads(comp("tune", "--show", "tuned", "--json").out)["trials"][0]
     assert (row["state"], row["reason"]) == ("waiting", "interrupted")

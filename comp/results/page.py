@@ -150,6 +150,12 @@ def render(title: str, sections: Iterable[Section]) -> str:
 """
 
 
+def render_pictures(title: str, head: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Sequence[str]]) -> str:
+    """Return an HTML page with a table of PNG pictures, each with cells of text beside it under the headings."""
+    cells = [[image(png, row[0]), *map(text, row)] for png, row in zip(pictures, rows, strict=True)]
+    return render(title, [Section("", table(("picture", *head), cells))])
+
+
 def _anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 

@@ -138,12 +138,6 @@ def render_page(run: Run, *, baseline: Config | None = None, compared: Run | Non
     return page.render(run.name, _sections(run, baseline, compared))
 
 
-def render_pictures(title: str, head: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Sequence[str]]) -> str:
-    """Return an HTML page with a table of PNG pictures, each with cells of text beside it under the headings."""
-    cells = [[page.image(png, row[0]), *map(page.text, row)] for png, row in zip(pictures, rows, strict=True)]
-    return page.render(title, [Section("", page.table(("picture", *head), cells))])
-
-
 def _sections(run: Run, baseline: Config | None, compared: Run | None) -> Iterator[Section]:
     scores, provenance = run.metrics(), run.provenance()
     summary = ", ".join((scores.competition, scores.model, str(provenance.get("time") or "")))
@@ -321,9 +315,8 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 def _confusion(values: Mapping[str, Any], counted: str) -> str:
     table, classes = np.array(values["confusion"]), values["classes"]
-    natural = list(range(len(classes)))
-    order = values.get("order", natural)  # missing in evaluations of earlier versions
-    note = "" if order == natural else "Classes that are confused with each other are neighbours. "
+    order = values.get("order", range(len(classes)))  # missing in evaluations of earlier versions
+    note = "" if sorted(order) == [*order] else "Classes that are confused with each other are neighbours. "
     if len(order) > _MAX_CLASSES:
         wrong = table.sum(0) + table.sum(1) - 2 * table.diagonal()
         most = set(np.argsort(-wrong, kind="stable")[:_MAX_CLASSES].tolist())

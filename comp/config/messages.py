@@ -132,7 +132,8 @@ def unknown_key(keys: Sequence[Any]) -> str:
     # The key may belong to another section: epochs -> train.epochs.
     elsewhere = [path for path in _field_paths(Config) if path.rsplit(".", 1)[-1] == name]
     top = [name] if len(keys) > 1 and name in Config.model_fields else []
-    near = next((f" (did you mean '{path}'?)" for path in (*top, *elsewhere)), "") or nearest(name, names)
+    near = next((f" (did you mean '{path}'?)" for path in (*top, *elsewhere)), "")
+    near = near or nearest(name, names).replace("mean '", f"mean '{''.join(f'{key}.' for key in keys[:-1])}")
     return f"unknown key '{'.'.join(map(str, keys))}'{near}; known here: {', '.join(names)}"
 
 

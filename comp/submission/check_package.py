@@ -40,11 +40,13 @@ def read_package(folder: Path) -> Package:
     """
     advice = f"write a package with: comp export RUN --kaggle {folder} --competition NAME --owner USER"
     if not folder.is_dir():
-        raise SubmissionError(f"{folder}: no such folder; {advice}")
+        raise SubmissionError(f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}; {advice}")
     problems: list[str] = []
     dataset = _read(folder / "dataset" / "dataset-metadata.json", {"id": _ID_ROW}, problems)
     rows = _kernel_rows(folder / "kernel", str(dataset.get("id")))
     kernel = _read(folder / "kernel" / "kernel-metadata.json", rows, problems)
+    if not problems:
+        _read(folder / "kernel" / kernel["code_file"], {"cells": _CELLS_ROW}, problems)
     record = _read(folder / "package.json", _RECORD, problems)
     for pattern, what in _PARTS.items():
         if not any((folder / "dataset").glob(pattern)):
@@ -70,6 +72,7 @@ _ID_ROW = (
     "OWNER/SLUG: your name on Kaggle, and 5 to 50 letters, digits and hyphens",
     lambda value: _is_text(value) and _ID.fullmatch(value) is not None,
 )
+_CELLS_ROW = ("a list: a notebook's cells", lambda value: isinstance(value, list))
 _RECORD: Rows = {
     "run_path": ("a run's folder", _is_text),
     "weights_sha256": ("an object: run -> hash", lambda value: isinstance(value, dict)),
@@ -79,7 +82,10 @@ _RECORD: Rows = {
 def _kernel_rows(folder: Path, dataset: str) -> Rows:
     return {
         "id": _ID_ROW,
-        "code_file": (f"a file in {folder}", lambda value: _is_text(value) and (folder / value).is_file()),
+        "code_file": (
+            f"a file in {folder}",
+            lambda value: _is_text(value) and value in {path.name for path in folder.glob("*")},
+        ),
         "enable_internet": ("false, as code competitions demand", lambda value: value is False),
         "dataset_sources": (f"a list with {dataset}", lambda value: isinstance(value, list) and dataset in value),
         "competition_sources": (

@@ -18,6 +18,7 @@ from comp.submission import kaggle_failures
 
 _CREDENTIALS = "~/.kaggle/access_token, KAGGLE_API_TOKEN, ~/.kaggle/kaggle.json, or KAGGLE_USERNAME with KAGGLE_KEY"
 _TOO_MANY_REQUESTS, _SERVER_ERRORS = 429, 500
+_TIMEOUT_SECONDS = 120.0  # for the next bytes of an answer
 _UNKNOWN = (403, 404)  # Kaggle's answers to a name that does not exist, or is another user's
 _MESSAGE = re.compile(r'"message"\s*:\s*("(?:[^"\\]|\\.)*")')  # in the JSON of a refusal
 
@@ -94,7 +95,7 @@ class KaggleClient:
                 if _code(error) in _UNKNOWN:
                     return "missing", 0
                 raise
-        return str(answer["status"]), int(answer["current_version_number"])
+            return str(answer["status"]), int(answer["current_version_number"])
 
     def push_dataset(self, folder: Path, message: str, *, exists: bool) -> None:
         """Create a private dataset from a folder, or a new version of it; subfolders travel as .zip files."""
@@ -103,7 +104,8 @@ class KaggleClient:
                 answer = self._api.dataset_create_version(str(folder), message, quiet=True, dir_mode="zip")
             else:
                 answer = self._api.dataset_create_new(str(folder), quiet=True, dir_mode="zip")
-            _check_answer(not answer.error, f"{answer.error} {output.getvalue()}")
+            is_made = not answer.error and str(answer.status).lower() == "ok"
+            _check_answer(is_made, f"{answer.error or 'Kaggle does not confirm it'} {output.getvalue()}")
 
     def push_kernel(self, folder: Path) -> tuple[int, str]:
         """Push a notebook, which Kaggle then runs; return its version and its address."""
@@ -112,7 +114,7 @@ class KaggleClient:
             _check_answer(not answer.error and answer.version_number, str(answer.error or "it got no version"))
             unknown = [*(answer.invalid_dataset_sources or ()), *(answer.invalid_competition_sources or ())]
             _check_answer(not unknown, f"Kaggle does not know, or show you, its source {', '.join(unknown)}")
-        return int(answer.version_number), str(answer.url or "")
+            return int(answer.version_number), str(answer.url or "")
 
     def kernel_status(self, kernel: str) -> KaggleStatus:
         """Return the status of a notebook's version (`owner/slug/version`)."""
@@ -137,7 +139,7 @@ class KaggleClient:
         """Submit submission.csv of a notebook's version to a code competition; return the submission's reference."""
         with self._requests(f"kaggle: {kernel}, version {version}, was refused by competition '{competition}'"):
             answer = self._api.competition_submit_code("submission.csv", message, competition, kernel, version)
-            _check_answer(answer.ref, str(answer.message))
+            _check_answer(answer.ref, answer.message or "")
         return str(answer.ref)
 
     @contextlib.contextmanager
@@ -145,11 +147,12 @@ class KaggleClient:
         """Capture stdout, and turn what fails into a SubmissionError that begins with `failure`."""
         output = io.StringIO()
         try:
-            with contextlib.redirect_stdout(output):
+            with contextlib.redirect_stdout(output), _time_limit():
                 yield output
         except UserError:
             raise
-        except (OSError, ValueError) as error:  # OSError is the base of all errors of `requests`
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # OSError is the base of all errors of `requests`; the others come from answers that the client cannot read
             reason, code = _reason(error), _code(error)
             is_away = isinstance(error, OSError) and (not code or code == _TOO_MANY_REQUESTS or code >= _SERVER_ERRORS)
             advice = kaggle_failures.explain(reason) or ("try again later" if is_away else "")
@@ -157,9 +160,29 @@ class KaggleClient:
             raise (UnreachableError if is_away else SubmissionError)(message) from None
 
 
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Limit the time of every request: Kaggle's client would wait for ever for an answer."""
+    try:
+        from requests.adapters import HTTPAdapter
+    except ImportError:  # nor is Kaggle's client there
+        yield
+        return
+    send = HTTPAdapter.send
+
+    def limited(self: HTTPAdapter, request: Any, *arguments: Any, **options: Any) -> Any:
+        return send(self, request, *arguments, **{**options, "timeout": options.get("timeout") or _TIMEOUT_SECONDS})
+
+    HTTPAdapter.send = limited  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        HTTPAdapter.send = send  # type: ignore[method-assign]
+
+
 def _check_answer(is_accepted: object, reason: str) -> None:
     if not is_accepted:
-        raise ValueError(" ".join(reason.split()))
+        raise ValueError(" ".join(reason.split()) or "Kaggle gives no reason")
 
 
 def _code(error: Exception) -> int:

@@ -59,7 +59,7 @@ FAILURES = {
 
 def explain(message: str, log: str = "") -> str:
     """Return what a failure means and what to try; empty if no row has it. The log counts if the message is in none."""
-    for text in (message, _tail(log)):
+    for text in (message, last_lines(log)):
         for pattern, (meaning, advice) in FAILURES.items():
             if re.search(pattern, text, re.IGNORECASE):
                 return f"{meaning}; {advice}"
@@ -68,9 +68,10 @@ def explain(message: str, log: str = "") -> str:
 
 def last_error(log: str) -> str:
     """Return the last line of a log that names an error; empty if none does."""
-    lines = _ERROR_LINE.findall(_tail(log))
-    return lines[-1].strip() if lines else ""
+    lines = _ERROR_LINE.findall(last_lines(log))
+    return str(lines[-1]).strip() if lines else ""
 
 
-def _tail(log: str) -> str:
-    return "\n".join(_COLORS.sub("", log).splitlines()[-_LOG_LINES:])
+def last_lines(log: str, count: int = _LOG_LINES) -> str:
+    """Return the last lines of a log that are not empty, without colors."""
+    return "\n".join([line for line in _COLORS.sub("", log).splitlines() if line.strip()][-count:])

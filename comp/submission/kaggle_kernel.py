@@ -48,7 +48,7 @@ def submit_kernel(
     Raises:
         SubmissionError: submitted already, refused by Kaggle, failed there, or not ready in time.
     """
-    folder, connect = package.folder, functools.cache(connect)
+    folder, connect, run = package.folder, functools.cache(connect), _find_run(package.run_path, runs_root)
     # Another process would push the same.
     with files.hold_folder(folder / "kernel", lambda: wait.progress("waiting for another comp submit", 0, 0)):
         state = _read_state(package)
@@ -62,7 +62,7 @@ def submit_kernel(
             kernel = _await_notebook(connect(), package, kernel, wait)
         if kernel["error"]:
             raise SubmissionError(f"{folder}: {kernel['error']}; push it again, changed or with --force")
-        run, submission = _find_run(package.run_path, runs_root), None
+        submission = None
         if submit:
             submission = kaggle.submit(
                 folder,

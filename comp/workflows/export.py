@@ -21,7 +21,7 @@ from comp.results.machine import package_versions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.workflows import export_check, model_card
+from comp.workflows import export_check, lineage, model_card
 from comp.workflows.load import LoadedRun, load_run
 
 _WEIGHTS_ONLY = ("timm", "safetensors")  # formats without pre-processing
@@ -98,6 +98,10 @@ class Exportable:
     def precision(self) -> str:
         """In which `comp predict` computes."""
         return ", ".join(sorted({part.execution.precision for part in self.parts}))
+
+    def trained_on(self, images: Split) -> int:
+        """How many of the parts trained on some of the images."""
+        return sum(bool(np.isin(images.ids, lineage.trained_on(part.run)).any()) for part in self.parts)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -100,6 +100,7 @@ def check(folder: Path, card: Mapping[str, Any], source: "Exportable", images: S
         "metric": card["metric"],
         "exported": _score(loaded, card, images),
         "predict": _score(predicted, card, images),
+        "trained_on": source.trained_on(images),
     }
 
 

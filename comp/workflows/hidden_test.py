@@ -16,7 +16,7 @@ from comp.config import DataConfig
 from comp.data.decode import SUFFIXES
 from comp.data.images import ImageFiles
 from comp.data.sources import TESTS
-from comp.data.sources.listing import Listing, LoadedTest, find_sample, require_location
+from comp.data.sources.listing import Listing, LoadedTest, find_location
 from comp.data.splits import Split
 from comp.inference.inputs import ImageInput
 from comp.results import files
@@ -115,14 +115,16 @@ def _naming_rule(loaded: LoadedRun, data: DataConfig, listed: NDArray[np.str_], 
 def open_hidden_test(loaded: LoadedRun, root: Path, manifest: Manifest, progress: Progress = quiet) -> ImageInput:
     """Return the images of a competition's folder as rows of its submission, and notes on what differs from the local.
 
-    The rows are those of the folder's sample submission. Without one, or where it lists images that are not there, or
-    where images are there that it does not list, they are those of the images.
+    The rows are those of the folder's sample submission. Without one, or where it cannot be read, lists images that are
+    not there, or does not list all that are, they are those of the images. An image that cannot be read gets the mean
+    of all other predictions.
 
     Raises:
         DataError: no test images in the shape of the run's.
     """
-    data = loaded.run.data_config().data.model_copy(update={"root": str(root), "download": False})
-    test, notes = _open_rows(loaded, data, manifest, progress)
+    changes = {"root": str(root), "download": False, "skip_bad": True}  # one damaged image costs one answer, not all
+    data = loaded.run.data_config().data.model_copy(update=changes)
+    test, notes = _open_rows(loaded, data, manifest.by_images, progress)
     rows = len(test.split.one_per_answer())
     if rows != manifest.rows:
         notes.append(f"{plural(rows, 'row')}, and {manifest.rows:,} in the local test")
@@ -131,31 +133,37 @@ def open_hidden_test(loaded: LoadedRun, root: Path, manifest: Manifest, progress
             f"{root}: expected test images (C, H, W) {loaded.competition.image_shape}, as the run was trained on, "
             f"found {test.split.image_shape}"
         )
-    return ImageInput(replace(test.split, name="suite", labels=None), (*notes, *test.notes))
+    images = test.split.images
+    notes += [*test.notes, *(images.notes if isinstance(images, ImageFiles) else ())]
+    return ImageInput(replace(test.split, name="suite", labels=None), tuple(notes))
 
 
-def _open_rows(
-    loaded: LoadedRun, data: DataConfig, manifest: Manifest, progress: Progress
-) -> tuple[LoadedTest, list[str]]:
+def _open_rows(loaded: LoadedRun, data: DataConfig, rule: str, progress: Progress) -> tuple[LoadedTest, list[str]]:
     """Return the test in the rows of its sample, or by its images where the sample is stale, with a note on that."""
-    sample, rule = find_sample(data)[0], manifest.by_images
-    if sample is None:
-        return _open(loaded, data, progress, rule), [f"no sample submission: {_BY_IMAGES}"]
-    if rule == _NO_RULE:
-        return _open(loaded, data, progress), []
     try:
         test = _open(loaded, data, progress)
+        reason = _staleness(test, data)
     except DataError as error:
-        try:
-            return _open(loaded, data, progress, rule), [f"stale sample: {error}: {_BY_IMAGES}"]
-        except DataError:
-            raise error from None
-    location = require_location(Path(data.root), data.csv.test, "test")
-    unlisted = Listing(location).count(without=test.files) if test.files else 0  # a table of pixels has no files
-    if not unlisted:
+        if rule == _NO_RULE:
+            raise
+        reason = f"stale sample: {error}"
+    if rule == _NO_RULE or not reason:
         return test, []
-    reason = f"stale sample: {sample.path} does not list {plural(unlisted, 'image')} of {location}"
     return _open(loaded, data, progress, rule), [f"{reason}: {_BY_IMAGES}"]
+
+
+def _staleness(test: LoadedTest, data: DataConfig) -> str:
+    """Return how a test's sample differs from its images; empty if it lists them all and no others."""
+    if test.sample is None:
+        return "no sample submission"
+    location = find_location(Path(data.root), data.csv.test, "test")
+    if not test.files or location is None:  # a table of pixels
+        return ""
+    stale = f"stale sample: {test.sample.path}"
+    if (missing := len(test.split) - len(test.files)) > 0:  # of groups that the sample does not list, files are left
+        return f"{stale} lists {plural(missing, 'image')} that {'is' if missing == 1 else 'are'} not in {location}"
+    unlisted = Listing(location).count(without=test.files)
+    return f"{stale} does not list {plural(unlisted, 'image')} of {location}" if unlisted else ""
 
 
 def _open(loaded: LoadedRun, data: DataConfig, progress: Progress, rule: str | None = None) -> LoadedTest:

@@ -81,8 +81,9 @@ def check_names(run: Run, *, competition: str, owner: str, title: str = "") -> N
     if not _OWNER.fullmatch(owner):
         raise ConfigError(f"--owner {owner}: expected your Kaggle user name, as in the address of your profile")
     names = Names(competition, owner, title or f"{competition[:_COMPETITION_LETTERS]} {run.path.name[:_TIME_LETTERS]}")
-    if len(names.slug) < _SHORTEST_TITLE or len(names.title) > _LONGEST_TITLE:
-        expected = f"expected {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters, letters a to z and digits among them"
+    is_plain = names.title.isascii() and names.title.isprintable() and names.slug[:1].isalpha()
+    if not is_plain or len(names.slug) < _SHORTEST_TITLE or len(names.title) > _LONGEST_TITLE:
+        expected = f"expected {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters of ASCII, a letter first"
         raise ConfigError(f"--title {names.title}: {expected}")
     return names
 
@@ -180,19 +181,18 @@ def _describe(
     run: Run, names: Names, image: Image, manifest: Manifest, weights: dict[str, str], dataset: Path
 ) -> dict[str, Any]:
     return {
-        "version": 1,
         "verified": False,
         "dataset": names.id,
         "kernel": names.id,
         "competition": names.competition,
         "run": run.name,
+        "run_path": str(run.path.resolve()),
         "weights_sha256": {name: digest for name, digest in weights.items() if digest},
         "rows": manifest.rows,
         "python": image.python,
         "wheels": sorted(path.name for path in (dataset / "wheels").iterdir()),
         "bytes": sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file()),
         "note": image.note,
-        "verification": None,
     }
 
 

@@ -6,7 +6,6 @@ They are lent as links in a folder that a `.pth` file names, so that what the im
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import venv
 from collections.abc import Iterable
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import RunError, UserError
 from comp.runtime.progress import Progress, quiet
-from comp.submission import diff
+from comp.submission import kaggle_failures
 from comp.workflows import kaggle_package, kaggle_wheels
 from comp.workflows.hidden_test import Manifest, write_rows
 from comp.workflows.kaggle_package import DATASET, KERNEL, NOTEBOOK, RECORD
@@ -37,7 +37,6 @@ from comp.workflows.predict import predict_images
 _RUNNERS = ("nbclient", "ipykernel")
 _TICK_SECONDS = 0.2
 _LAST_LINES = 15  # of what a notebook that failed said
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_NETWORK = ("unshare", "--net", "--map-root-user")  # Linux: no network for any code, if the kernel permits it
 
 # For where that is not permitted. Jupyter's sockets are on the loopback.
@@ -123,13 +122,19 @@ def verify(
         RunError: the notebook fails or takes too long, or its CSV differs; the package stays, marked as unverified.
     """
     manifest = Manifest.read(folder / DATASET)
-    with tempfile.TemporaryDirectory(prefix="comp-verify-") as temporary:
-        place = Path(temporary)
-        python = _create_environment(place / "environment", image)
-        measured = _run_notebook(folder, run, python, place, limit_seconds, progress)
-        expected = place / "expected.csv"
-        write_rows(expected, _predict(run, progress), manifest)
-        difference = _difference(expected, place / "submission.csv")
+    try:
+        with tempfile.TemporaryDirectory(prefix="comp-verify-") as temporary:
+            place = Path(temporary)
+            python = _create_environment(place / "environment", image)
+            measured = _run_notebook(folder, run, python, place, limit_seconds, progress)
+            expected = place / "expected.csv"
+            write_rows(expected, _predict(run, progress), manifest)
+            difference = _difference(expected, place / "submission.csv")
+    except (OSError, subprocess.CalledProcessError) as error:  # the second: no pip in the environment
+        raise RunError(
+            f"{folder}: unverified: in {tempfile.gettempdir()}: {files.error_text(error)}; free space there, or set "
+            "TMPDIR to another folder"
+        ) from None
     fixed = measured["seconds"] - measured["predict_seconds"]
     asked = manifest.rows if rows is None else rows
     values = {
@@ -230,8 +235,8 @@ def _run_notebook(
             process.terminate()
             process.wait()
     if process.returncode:
-        lines = [line for line in _COLOURS.sub("", log.read_text(errors="replace")).splitlines() if line.strip()]
-        raise RunError(f"{folder}: unverified: the notebook failed:\n" + "\n".join(lines[-_LAST_LINES:]))
+        lines = kaggle_failures.last_lines(log.read_text(errors="replace"), _LAST_LINES)
+        raise RunError(f"{folder}: unverified: the notebook failed:\n{lines}")
     return {**files.read_json(place / "result.json"), "own_network": own_network}
 
 
@@ -246,7 +251,5 @@ def _difference(expected: Path, written: Path) -> str:
     """Return how two CSVs differ, empty if they have the same bytes."""
     if expected.read_bytes() == written.read_bytes():
         return ""
-    compared = diff.compare_submissions(expected, written)
-    sizes = f", numbers by {compared.sizes.greatest:.3g} at most" if compared.sizes else ""
-    ids = f"{compared.only_first + compared.only_second:,} ids are in one of them only"
-    return f"{compared.total.differing:,} of {compared.total.rows:,} rows{sizes}; {ids}"
+    pairs = list(zip_longest(*(path.read_bytes().splitlines() for path in (expected, written))))
+    return f"{sum(one != other for one, other in pairs):,} of {len(pairs):,} lines"

@@ -5,10 +5,8 @@ has in a version that suits comp is not packed; torch never is, as it takes giga
 """
 
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
@@ -16,24 +14,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
+from comp.config import shipped
 from comp.results import files
-from comp.runtime.errors import RunError, UserError
+from comp.runtime.errors import UserError
+from comp.submission import kaggle_failures
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 _ASSUMED = ("torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "pyyaml", "pillow")
 _NEVER_PACKED = ("torch", "torchvision")
 # comp imports them late, for tuning, tracking, augmentation, plots and its command line; a notebook only predicts.
 _UNUSED = ("optuna", "cmaes", "wandb", "albumentations", "matplotlib", "typer", "rich")
-_PYTHON_LINE = re.compile(r"^#\s*python\s*=*\s*(3\.\d+)", re.IGNORECASE | re.MULTILINE)
+_PYTHON_LINE = re.compile(r"^#\s*python\s*=*\s*(\d+\.\d+)", re.IGNORECASE | re.MULTILINE)
 _LINUX = {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
 _GLIBC = range(17, 36)  # 2.17 to 2.35, that of Ubuntu 22.04; pip takes the names of platforms, not their order
 _PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC))
-_UNPACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")  # of an installed package, not of its wheel
-_SOURCES = ("comp", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")  # that its wheel is built from
-_SETUPTOOLS = Version("77")  # as pyproject.toml says
+_PACKED = (".py", ".typed", ".yaml")  # files of comp's wheel
+_WHEEL = "Wheel-Version: 1.0\nGenerator: comp\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _LAST_LINES = 3  # of pip's errors
 
 
@@ -68,11 +67,16 @@ def read_image(path: Path | None) -> Image:
             except InvalidRequirement:
                 where = f"{path}: line {number}: expected name==version, as `pip list --format=freeze` prints it"
                 raise UserError(f"{where}, found {line[:80]!r}") from None
-            versions = [spec.version for spec in requirement.specifier if spec.operator == "=="]
+            versions = [
+                spec.version for spec in requirement.specifier if spec.operator == "==" and "*" not in str(spec)
+            ]
             packages[canonicalize_name(requirement.name)] = versions[0] if versions else ""
     if missing := [name for name in _NEVER_PACKED if name not in packages]:
         raise UserError(f"{path}: lists no {' and no '.join(missing)}; expected the packages of an image with torch")
     if match:
+        needed = str(metadata.metadata("comp")["Requires-Python"] or "")
+        if match[1] not in SpecifierSet(needed):
+            raise UserError(f"{path}: the image has Python {match[1]}, and comp needs {needed}; choose a newer image")
         return Image(match[1], packages)
     return Image(HERE, packages, f"assumed: the image has Python {HERE}; add a line `# python 3.x` to {path}")
 
@@ -127,45 +131,23 @@ def download(packages: Mapping[str, str], python: str, folder: Path) -> None:
     words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     words += ["--python-version", python, "--implementation", "cp"]
     words += [word for platform in _PLATFORMS for word in ("--platform", platform)]
-    _pip([*words, *(f"{name}=={version}" if version else name for name, version in packages.items())])
+    words += [f"{name}=={version}" if version else name for name, version in packages.items()]
+    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = kaggle_failures.last_lines(done.stderr or done.stdout, _LAST_LINES)
+        raise UserError(f"pip download failed, so no wheels are packed: {' '.join(lines.splitlines())}")
 
 
 def write_own_wheel(folder: Path) -> Path:
-    """Write comp's wheel, built from its checkout or packed again from its installation; return its path."""
+    """Write comp's wheel, of the files that run here, from a checkout or an installation; return its path."""
     distribution, package = metadata.distribution("comp"), Path(__file__).parents[1]
-    checkout = package.parent
-    if (checkout / "setup.py").is_file():
-        with tempfile.TemporaryDirectory() as temporary:  # a build leaves files beside the sources
-            for name in _SOURCES:
-                copy = shutil.copytree if (checkout / name).is_dir() else shutil.copy2
-                copy(checkout / name, Path(temporary, name))
-            # pip's own copy of setuptools takes seconds and the network
-            words = ["--no-build-isolation"] if _has_setuptools() else []
-            _pip(["wheel", "--quiet", "--no-deps", *words, "--wheel-dir", str(folder), temporary])
-        return next(folder.glob("comp-*.whl"))
-    recorded = [file for file in distribution.files or () if ".." not in file.parts and file.suffix != ".pyc"]
-    content = [file for file in recorded if file.name not in _UNPACKED or "dist-info" not in file.parts[0]]
-    info = next((file.parts[0] for file in content if file.name == "METADATA"), "")
-    if not info or not any(file.parts[0] == "comp" for file in content):
-        raise RunError("comp: its installation has no complete RECORD, so no wheel can be made of it; install a wheel")
-    path = folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl"
-    lines = [f"{file},{file.hash.mode}={file.hash.value},{file.size}" for file in content if file.hash]
+    info, path = f"comp-{distribution.version}.dist-info", folder / f"comp-{distribution.version}-py3-none-any.whl"
+    texts = {"METADATA": distribution.read_text("METADATA") or "", "WHEEL": _WHEEL}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in content:
-            archive.write(str(distribution.locate_file(file)), str(file))
-        archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
+        for root, name in ((package, "comp"), (shipped.folder(), "comp_configs")):
+            for file in sorted(file for file in root.rglob("*") if file.suffix in _PACKED):
+                archive.write(file, f"{name}/{file.relative_to(root).as_posix()}")
+        for name, text in texts.items():
+            archive.writestr(f"{info}/{name}", text)
+        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in (*archive.namelist(), f"{info}/RECORD")))
     return path
-
-
-def _has_setuptools() -> bool:
-    try:
-        return Version(metadata.version("setuptools")) >= _SETUPTOOLS
-    except metadata.PackageNotFoundError:
-        return False
-
-
-def _pip(words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise UserError(f"pip {words[0]} failed, so no wheels are packed: {' '.join(lines[-_LAST_LINES:])}")

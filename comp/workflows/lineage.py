@@ -350,7 +350,7 @@ def _find_leak(
             if ancestor.other_data:
                 continue
             raise
-        seen = _trained_on(ancestor.run)
+        seen = trained_on(ancestor.run)
         through = "" if ancestor.run.path == first.run.path else f" learned from {ancestor.run.path}, which"
         subject = f"{first.run.path}{through} was trained on"
         for name, ids in held.items():
@@ -359,7 +359,7 @@ def _find_leak(
     return ""
 
 
-def _trained_on(run: Run) -> NDArray[np.str_]:
+def trained_on(run: Run) -> NDArray[np.str_]:
     """Return the ids of a run's training images."""
     cure = "nothing shows which images it was trained on: choose another run"
     arrays: Mapping[str, NDArray[Any]] = splits.read_split(run.path / "split.npz", cure)

@@ -7,6 +7,7 @@ from comp.models import timm_models
 from comp.results.run_metrics import SplitScores
 from comp.results.runs import Run
 from comp.runtime import escape
+from comp.runtime.errors import plural
 
 JSON, PAGE = "model.json", "README.md"
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "timm": "model.safetensors", "safetensors": "model.safetensors"}
@@ -168,11 +169,13 @@ def check_lines(check: Mapping[str, Any]) -> list[str]:
     if "tensors" in check:
         return [f"all {check['tensors']} tensors are the run's, bit for bit"]
     tolerance = f" (tolerance {check['tolerance']:.2g})" if check["tolerance"] else ""
+    networks = plural(check["trained_on"], "network")
+    seen = f"; too high for a score: {networks} in it trained on these images" if check["trained_on"] else ""
     return [
         f"greatest difference of an output from the run's network in float32: {check['difference']:.2g}{tolerance}",
         f"same answer as that network: {check['agreement']:.2%}; as `comp predict` in {check['precision']}: "
         f"{check['agreement_predict']:.2%}",
-        f"{check['metric']}: {_cell(check['exported'])}; of `comp predict`: {_cell(check['predict'])}",
+        f"{check['metric']}: {_cell(check['exported'])}; of `comp predict`: {_cell(check['predict'])}{seen}",
     ]
 
 

@@ -57,7 +57,7 @@ def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
 
 MISTAKES = {
     "unknown section": ("trian: {epochs: 3}", "a.yaml, line 1: unknown key 'trian' (did you mean 'train'?)"),
-    "unknown key": ("train: {epoch: 3}", "a.yaml, line 1: unknown key 'train.epoch' (did you mean 'epochs'?)"),
+    "unknown key": ("train: {epoch: 3}", "a.yaml, line 1: unknown key 'train.epoch' (did you mean 'train.epochs'?)"),
     "key in the wrong section": ("epochs: 3", "(did you mean 'train.epochs'?)"),
     "text for a number": ("train: {epochs: three}", "train.epochs: expected a whole number, found the text 'three'"),
     "number as text": ("optim: {lr: '1e-4'}", "optim.lr: expected a number, found the text '1e-4'"),
@@ -99,7 +99,7 @@ def test_a_mistake_gives_one_message(tmp_path: Path, name: str) -> None:
     [
         ("train.epochs", "override 'train.epochs': expected key.path=value"),
         ("=3", "expected key.path=value"),
-        ("train.epoch=3", "override 'train.epoch=3': unknown key 'train.epoch' (did you mean 'epochs'?)"),
+        ("train.epoch=3", "override 'train.epoch=3': unknown key 'train.epoch' (did you mean 'train.epochs'?)"),
         ("train.epochs=x", "override 'train.epochs': train.epochs: expected a whole number, found the text 'x'"),
         ("train.epochs=[", "override 'train.epochs=[', line 1: not valid YAML"),
     ],
@@ -124,7 +124,7 @@ def test_one_message_lists_every_mistake_with_its_place(tmp_path: Path) -> None:
         ("override 'sed=3': ", ["'seed'", ", ".join(Config.model_fields)]),
         ("override 'data.fold' and override 'data.folds': data.fold: ", ["0 to 2", "5"]),
         ("a.yaml, line 5: model.stem: ", ["'stock', 'cifar' or 'resize'", "'cifr'", "'cifar'"]),
-        ("a.yaml, line 5: ", ["'model.nmae'", "'name'", ", ".join(Config().model_dump()["model"])]),
+        ("a.yaml, line 5: ", ["'model.nmae'", "'model.name'", ", ".join(Config().model_dump()["model"])]),
         ("base.yaml, line 3: optim.lr: ", ["'fast'"]),
         ("a.yaml, line 3: train.epochs: ", ["1", "-1"]),
         ("override 'train.batch_size': train.batch_size: ", ["'x'"]),

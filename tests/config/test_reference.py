@@ -76,7 +76,7 @@ def test_explain_prints_a_section_a_mapping_and_everything(comp: Callable[..., R
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("optim.lrr", "did you mean 'lr'?"),
+        ("optim.lrr", "did you mean 'optim.lr'?"),
         ("epochs", "did you mean 'train.epochs'?"),
         ("optim.lr.peak", "optim.lr is a single value without keys"),
     ],

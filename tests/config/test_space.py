@@ -27,7 +27,7 @@ def lowest(entry: Entry) -> Any:
 
 
 MISTAKES = {
-    "unknown path": ({"optim.lrr": {"float": [1e-4, 1e-2]}}, "unknown key 'optim.lrr' (did you mean 'lr'?)"),
+    "unknown path": ({"optim.lrr": {"float": [1e-4, 1e-2]}}, "unknown key 'optim.lrr' (did you mean 'optim.lr'?)"),
     "unknown section": ({"optimm.lr": {"float": [1e-4, 1e-2]}}, "unknown key 'optimm' (did you mean 'optim'?)"),
     "other images": (
         {"data.validation": {"float": [0.1, 0.2]}},

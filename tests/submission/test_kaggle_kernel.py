@@ -15,7 +15,7 @@ import pytest
 from comp.config import Config
 from comp.results import files, runs
 from comp.results.run_metrics import RunMetrics
-from comp.submission import kaggle_failures
+from comp.submission import kaggle_client, kaggle_failures
 from tests.support.commands import Result, assert_refused
 from tests.support.kaggle_site import CSV, USER, Site, needs_kaggle
 from tests.support.kaggle_site import site as site
@@ -127,10 +127,21 @@ def test_an_interrupted_command_goes_on_without_a_second_push(site: Site, packag
 
 
 @needs_kaggle
+def test_requests_without_an_answer_are_repeated(
+    site: Site, package: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kaggle_client, "_TIMEOUT_SECONDS", 0.5)
+    site.silent = ["GetKernelSessionStatus", "GetSubmission"]
+    assert comp("submit", "--kernel", package).code == 0
+    assert site.silent == []
+    assert pushed(site) == [1, 1, 1]
+
+
+@needs_kaggle
 def test_only_what_has_changed_is_pushed(site: Site, package: Path, comp: Comp) -> None:
     first = comp("submit", "--kernel", package, "--no-submit")
     assert first.code == 0, first.err
-    assert f"submit it: comp submit --kernel {package}" in first.out
+    assert f"comp submit --kernel {package}" in first.out
     assert pushed(site) == [1, 1, 0]
     edit(package / "package.json", verified=False)
     second = comp("submit", "--kernel", package)  # submits that version
@@ -226,7 +237,11 @@ def test_a_rerun_that_fails_is_told_and_not_sent_again(site: Site, package: Path
         ("SaveKernel", 200, {"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "wait for the reset"),
         ("SaveKernel", 200, {"versionNumber": 1, "invalidCompetitionSources": ["shifted"]}, "source shifted"),
         ("SaveKernel", 403, {"code": 403, "message": "Phone verification is required"}, "Kaggle's settings"),
+        ("SaveKernel", 200, {"versionNumber": "two"}, "was refused: invalid literal"),
         ("CreateDataset", 200, {"status": "error", "error": "title is taken"}, "title is taken"),
+        ("CreateDataset", 200, {}, "Kaggle does not confirm it"),
+        ("GetKernelSessionStatus", 200, {"status": "UNHEARD_OF"}, "UNHEARD_OF"),
+        ("GetSubmission", 200, {"status": "UNHEARD_OF"}, "UNHEARD_OF"),
         (
             "CreateCodeSubmission",
             400,
@@ -257,6 +272,13 @@ def test_a_package_that_is_wrong_is_refused_before_anything_is_sent(site: Site, 
     assert result.err.count("error: ") == 1
     assert_refused(comp("submit", "--kernel", "none"), "no such folder", "comp export RUN --kaggle none")
     assert site.requests == []
+
+
+@pytest.mark.parametrize(("file", "content"), [("predict.ipynb", "[]"), ("../predict.ipynb", '{"cells": []}')])
+def test_a_notebook_must_be_one_and_in_its_folder(package: Path, comp: Comp, file: str, content: str) -> None:
+    edit(package / "kernel/kernel-metadata.json", code_file=file)
+    (package / "kernel" / file).write_text(content)
+    assert_refused(comp("submit", "--kernel", package), "cannot be pushed", "predict.ipynb")
 
 
 def test_weights_that_are_not_the_exported_ones_are_refused(package: Path, comp: Comp) -> None:

@@ -28,6 +28,8 @@ class Site:
         self.requests: list[str] = []
         self.refusals: dict[str, tuple[int, dict[str, Any]]] = {}  # method -> what it answers instead
         self.away: list[str] = []  # methods that answer 503 once
+        self.silent: list[str] = []  # methods that answer once only when the test is over
+        self.is_over = threading.Event()
         self.uploaded: list[bytes] = []
         self.submitted: list[dict[str, Any]] = []
         self.pending_answers = 0
@@ -48,6 +50,10 @@ class Site:
         self.requests.append(method)
         if method in self.away:
             self.away.remove(method)
+            return 503, {}
+        if method in self.silent:
+            self.silent.remove(method)
+            self.is_over.wait()
             return 503, {}
         if method in self.refusals:
             return self.refusals[method]
@@ -140,7 +146,8 @@ def serving() -> Iterator[Site]:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(ConnectionError):  # the client has not waited
+                self.wfile.write(content)
 
         def log_message(self, *arguments: Any) -> None:
             """Print nothing."""
@@ -152,6 +159,7 @@ def serving() -> Iterator[Site]:
     try:
         yield fake
     finally:
+        fake.is_over.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -210,6 +210,15 @@ NETWORKS = {
 
 
 @pytest.mark.slow
+def test_images_that_other_folds_trained_on_give_no_score(workplace: Path, comp: Comp) -> None:
+    assert comp("cv", "small.yaml", *QUICK, "data.folds=2").code == 0
+    (group,) = Path("runs/small").glob("cv-*/*ensemble*")
+    card = exported(comp, group)
+    assert card["check"]["trained_on"] == 1  # of two networks: the other holds these images out
+    assert "too high for a score: 1 network in it trained on these images" in (OUTPUT / "README.md").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_leave_in_every_format(workplace: Path, comp: Comp, name: str) -> None:
     model, formats = NETWORKS[name]

@@ -4,7 +4,11 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import tempfile
+import time
 import venv
 import zipfile
 from collections.abc import Sequence
@@ -22,6 +26,7 @@ from comp.results import files, prediction_files
 from comp.results.runs import Run
 from comp.runtime.errors import UserError
 from comp.submission import write
+from comp.submission.check_package import read_package
 from comp.workflows import hidden_test, kaggle_verify, kaggle_wheels
 from comp.workflows.hidden_test import Manifest
 from comp.workflows.load import load_for_input, load_run
@@ -121,7 +126,13 @@ def test_a_package_holds_what_a_notebook_needs(packed: dict[str, Path], trained:
     assert {"comp/api.py", "comp_configs/quickstart.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
     assert not (folder / "dataset" / inner / "final.safetensors").exists()
     assert not list(folder.parent.glob(".*"))
-    assert_refused(comp("export", run.path, "--kaggle", folder, *NAMES), str(folder), "already exists")
+    assert_refused(comp("export", run.path, "--kaggle", folder, *NAMES), str(folder), "exists already")
+
+
+def test_a_package_has_what_submitting_it_needs(packed: dict[str, Path], trained: Path) -> None:
+    package = read_package(packed["run"].parent)
+    assert (package.kernel, package.competition) == ("somebody/insects-first", "insects")
+    assert Path(package.run_path) == member(trained).path
 
 
 @pytest.mark.parametrize("kind", ["run", "ensemble"])
@@ -157,6 +168,25 @@ def test_a_stale_sample_gives_way_to_the_images(packed: dict[str, Path], listed:
     assert any(reason in note and "the rows are those of the images" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("sample", ["", "image_id,label\n", "image_id,label\n0,ant\n0,ant\n"])
+def test_a_sample_that_cannot_be_read_gives_way_too(packed: dict[str, Path], sample: str, tmp_path: Path) -> None:
+    data = hidden(tmp_path, ["a.jpg", "b.jpg"], None)
+    (data / "sample_submission.csv").write_text(sample)
+    result = api.predict_package(packed["run"], data, output=tmp_path / "submission.csv")
+    assert list(rows_of(result.path)) == ["a", "b"]
+    assert "stale sample" in result.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["run", "ensemble"])
+@pytest.mark.parametrize("listed", [3, 9])
+def test_a_damaged_image_costs_no_submission(packed: dict[str, Path], kind: str, listed: int, tmp_path: Path) -> None:
+    data = hidden(tmp_path, [f"{n}.jpg" for n in range(3)], [str(n) for n in range(listed)])
+    (data / "test/1.jpg").write_bytes(b"damaged")
+    result = api.predict_package(packed[kind], data, output=tmp_path / "submission.csv")
+    assert list(rows_of(result.path)) == ["0", "1", "2"]
+    assert any("1 unreadable file is given a default answer" in note for note in result.notes)
+
+
 def test_images_are_named_as_the_local_sample_names_them(
     packed: dict[str, Path], trained: Path, tmp_path: Path
 ) -> None:
@@ -190,10 +220,12 @@ def test_a_hidden_test_of_another_kind_is_refused(packed: dict[str, Path], tmp_p
         (("--competition", "https://x/insects"), "--competition https://x/insects: expected the name"),
         (("--owner", "some body"), "--owner some body: expected your Kaggle user name"),
         (("--title", "a"), "--title a: expected 6 to 50 characters"),
+        (("--title", "Käfer, first try"), "--title Käfer, first try: expected 6 to 50 characters of ASCII"),
         (("--rows", "9"), "--rows: is what --verify extrapolates to"),
         (("--limit", "soon"), "--limit: expected a time such as"),
         (("--image-packages", "image.txt"), "the image has torch 2.1.0"),
-        (("--image-packages", "old.txt", "--verify"), "the image has Python 3.8"),
+        (("--image-packages", "old.txt"), "old.txt: the image has Python 3.8, and comp needs >=3.11"),
+        (("--image-packages", "other.txt", "--verify"), "the image has Python 3.99"),
         (("--image-packages", "bad.txt"), "bad.txt: line 2: expected name==version"),
     ],
 )
@@ -203,6 +235,7 @@ def test_bad_words_are_refused_before_work(
     monkeypatch.chdir(tmp_path)
     Path("image.txt").write_text("torch==2.1.0\ntorchvision==0.16.0\n")
     Path("old.txt").write_text("# python 3.8\ntorch==9.0\ntorchvision==9.0\n")
+    Path("other.txt").write_text("# python 3.99\ntorch==9.0\ntorchvision==9.0\n")
     Path("bad.txt").write_text("torch==9.0\nPackage Version\n")
     result = comp("export", member(trained).path, "--kaggle", "package", *NAMES, *words)
     assert_refused(result, message)
@@ -265,6 +298,27 @@ def test_verify_runs_the_notebook_without_network(trained: Path, tmp_path: Path,
     again = comp("export", run.path, *late, 10**9)
     assert_refused(again, "1,000,000,000 rows would take", "--limit")
     assert (tmp_path / "late/package.json").is_file()
+
+
+def test_a_folder_for_temporary_files_that_takes_none_is_told(
+    packed: dict[str, Path], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    image = kaggle_wheels.read_image(trained / "image.txt")
+    with pytest.raises(UserError, match=r"unverified: in .*gone: .* set TMPDIR to another folder"):
+        kaggle_verify.verify(packed["run"].parent, member(trained), image, limit_seconds=600)
+
+
+@pytest.mark.slow
+def test_an_interrupted_verification_leaves_its_name_to_the_same_command(trained: Path, tmp_path: Path) -> None:
+    words = (str(member(trained).path), "--kaggle", "package", *NAMES, "--image-packages", str(trained / "image.txt"))
+    process = subprocess.Popen([sys.executable, "-m", "comp", "export", *words, "--verify"], cwd=tmp_path)
+    while not (tmp_path / "package").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def package(
     from comp.cli import console
     from comp.config import parse_duration
     from comp.results import files
-    from comp.runtime.errors import ConfigError
+    from comp.runtime.errors import ConfigError, Interrupted
     from comp.workflows import kaggle_package, kaggle_verify, kaggle_wheels
 
     if rows is not None and not verify:
@@ -46,9 +46,13 @@ def package(
         if image.note and not as_json:
             console.print_note(image.note)
         if verify:
-            measured = kaggle_verify.verify(
-                folder, run, image, limit_seconds=limit_seconds, rows=rows, progress=progress
-            )
+            try:
+                measured = kaggle_verify.verify(
+                    folder, run, image, limit_seconds=limit_seconds, rows=rows, progress=progress
+                )
+            except Interrupted:  # the same command packs and verifies again
+                files.remove(folder, inside=folder.parent, marks=(kaggle_package.RECORD,))
+                raise
     if as_json:
         console.print_json(files.read_json(folder / kaggle_package.RECORD))
     elif verify:

@@ -235,6 +235,8 @@ class Listing:
 
     def missing_message(self, missing: Sequence[str], total: int) -> str:
         """Return the error message for ids without a file."""
+        if not total:
+            return f"{self.location}: holds no images"
         return (
             f"{self.location}: {len(missing):,} of {total:,} ids have no image there, first {first_few(missing)}; "
             f"the folder holds {first_few(list(self._files)) or 'no images'}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.results import pictures
 from benchmarks.results.finding import CONFIGS, Outcome, Runs, within_noise
 from benchmarks.results.rows import ROWS, Row
-from comp.results import files, plots, runs
+from comp.results import files, runs
 from comp.runtime.errors import RunError
 
 PAGE = Path("docs/RESULTS.md")
@@ -175,7 +175,7 @@ def _by_layer(outcomes: Known) -> list[str]:
             return []
         tables[config] = runs.Run(outcome.paths[0]).table("norms.csv")
     path = PICTURES / "norms.png"
-    plots.draw_compared_norms(path, tables)
+    pictures.norms(path, tables)
     first = {name: _first_layer(rows) for name, rows in tables.items()}
     norms = ", ".join(f"{name} {norm:.3f}" for name, norm in first.items())
     larger = "larger" if first["mnist_residual_mlp"] > first["mnist_mlp"] else "not larger"

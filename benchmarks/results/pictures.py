@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from comp.results import files
@@ -40,6 +41,25 @@ def bars(path: Path, title: str, groups: Sequence[str], values: Bars, *, lowest:
     axes.set_axisbelow(True)
     if len(values) > 1:
         figure.legend(loc="outside lower center", ncols=len(values), fontsize=8)
+    _save(figure, path)
+
+
+def norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+    """Draw runs' gradient and weight norms of the last epoch, from input (0) to output (1); `tables`: of norms.csv."""
+    figure = Figure((11.0, 4.5), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2), ("gradient_norm", "weight_norm"), strict=True):
+        for name, rows in tables.items():
+            values = [float(row[column]) for row in rows if row["epoch"] == rows[-1]["epoch"]]
+            axes.plot(np.linspace(0, 1, len(values)), values, marker="o", markersize=3, label=name)
+        axes.set_title(column.replace("_", " "))
+        axes.set_xlabel("depth")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)

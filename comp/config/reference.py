@@ -71,7 +71,8 @@ def heading(path: str) -> str:
     model: type[BaseModel] | None = Config
     for name in path.split(".") if path else ():
         model = section_of(model.model_fields.get(name)) if model else None
-    return _paragraphs((model and inspect.getdoc(model)) or "")[0]
+    first, _, _ = ((model and inspect.getdoc(model)) or "").partition("\n\n")
+    return " ".join(first.split())
 
 
 def explain(key: Key) -> str:
@@ -153,7 +154,3 @@ def _bounds(schema: Mapping[str, Any]) -> str:
     first = f"above {above:g}" if above is not None else f"from {low:g}" if low is not None else ""
     last = f"to {high:,}" if high < _ENDLESS else f"below {below:,}" if below < _ENDLESS else ""
     return "".join(f" {part.removesuffix('.0')}" for part in (first, last) if part)
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [" ".join(part.split()) for part in text.split("\n\n")]

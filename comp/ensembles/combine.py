@@ -129,15 +129,16 @@ def ensemble(
             scores = _store(members, result, made_by, combination, first.metric, progress)
             described = _describe(members, result, combination, dataset.competition)
             result.write_metrics(
-                described.model_copy(update={**scores, "ensemble": _ensemble_json(comparison, members.note)})
+                described.model_copy(update={**scores, "ensemble": _ensemble_json(comparison, members.note, made_by)})
             )
         if "suite" in members.splits:  # here: a run without weights cannot be submitted later
             submit(result, dataset, output, force=force)
     return result
 
 
-def _ensemble_json(comparison: Comparison | None, note: str) -> dict[str, Any]:
-    return {**(comparison.to_json() if comparison else {}), **({"note": note} if note else {})}
+def _ensemble_json(comparison: Comparison | None, note: str, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    compared = comparison.to_json() if comparison else {}
+    return {**compared, **({"note": note} if note else {}), **({"pooled": True} if "pooled" in made_by else {})}
 
 
 def _fit(
@@ -261,7 +262,13 @@ def _made_by(members: CollectedMembers, result: Run, combination: _Combination) 
         "members": sources,
         "weights_sha256": files.sha256_bytes(f"{combination.method}\n{digests}".encode()),
         "transductive": any(member.get("transductive") for member in sources),
+        **({"pooled": True} if any(map(_is_pooled, sources)) else {}),
     }
+
+
+def _is_pooled(made_by: Mapping[str, Any]) -> bool:
+    """Return whether the predictions of a run, or of a member of an ensemble, combine blocks."""
+    return made_by.get("pool", "none") != "none" or "pooled" in made_by
 
 
 def _store(
@@ -286,7 +293,7 @@ def _store(
         if split == "ood_val":
             images["ood_val"] = aligned.images[: int(combined.block_sizes[0])]
             calibration = accuracy_estimate.calibrate(combined)
-        if split == "suite" and calibration is not None:
+        if split == "suite" and calibration is not None and "pooled" not in made_by:
             estimate = accuracy_estimate.estimate_accuracy(combined, calibration).to_json()
             scores["expected"] = {"suite": AccuracyEstimate.model_validate(estimate)}
     files.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
@@ -338,7 +345,7 @@ def submit(result: Run, dataset: Dataset, output: Path | None, *, force: bool) -
 def read_comparison(run: Run) -> Comparison | None:
     """Return an ensemble's comparison with its members from metrics.json; None if there is none."""
     stored = run.metrics()
-    values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}
+    values = {key: value for key, value in (stored.ensemble or {}).items() if key not in ("note", "pooled")}
     if "members" not in values or "gain" not in values:
         return None
     try:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from comp.data.splits import Split
+from comp.data.splits import Split, Suite
 from comp.results import predictions
 from comp.results.predictions import Predictions
 from comp.runtime.errors import ConfigError
@@ -24,6 +24,27 @@ _LEAST_CLOSER = 0.9
 _CURE = "set predict.pool=none (--pool none)"
 
 
+def check_blocks(suite: Split | Suite | None) -> None:
+    """Check that a suite has blocks of one size, with enough images to compare.
+
+    Raises:
+        ConfigError: names what it has instead.
+    """
+    if not isinstance(suite, Suite):
+        raise ConfigError(f"predict.pool: {suite.name if suite else 'suite'} has no blocks to combine; {_CURE}")
+    first = suite.blocks[0]
+    if first.count < _FEWEST:
+        raise ConfigError(
+            f"predict.pool: a block needs {_FEWEST} images or more to prove that each shows the same photograph in "
+            f"every block, found {first.count} in {first.name}; {_CURE}"
+        )
+    if unlike := [block for block in suite.blocks if block.count != first.count]:
+        raise ConfigError(
+            f"predict.pool: expected blocks of one size, found {first.count:,} images in {first.name} and "
+            f"{unlike[0].count:,} in {unlike[0].name}; {_CURE}"
+        )
+
+
 class PhotographMatcher:
     """Proves, block by block and without labels, that row i shows the same photograph in every block.
 
@@ -33,30 +54,19 @@ class PhotographMatcher:
 
     def __init__(self) -> None:
         self._total: NDArray[np.float32] | None = None
-        self._first, self._images, self._rows = "", 0, np.array([], np.int64)
+        self._rows = np.array([], np.int64)
 
     def add(self, block: Split) -> None:
         """Compare a block with those before it.
 
         Raises:
-            ConfigError: its rows are no copies of theirs, or too few to tell.
+            ConfigError: its rows are no copies of theirs.
         """
         if self._total is None:
-            self._first, self._images = block.name, len(block)
-            count = min(_SAMPLE, len(block))
-            if count < _FEWEST:
-                raise ConfigError(
-                    f"predict.pool: a block needs {_FEWEST} images or more to prove that each shows the same "
-                    f"photograph in every block, found {count} in {block.name}; {_CURE}"
-                )
-            self._rows = np.sort(np.random.default_rng(0).choice(len(block), count, replace=False))
+            sample = np.random.default_rng(0).choice(len(block), min(_SAMPLE, len(block)), replace=False)
+            self._rows = np.sort(sample)
             self._total = _thumbnails(block, self._rows)
             return
-        if len(block) != self._images:
-            raise ConfigError(
-                f"predict.pool: expected blocks of one size, found {self._images:,} images in {self._first} and "
-                f"{len(block):,} in {block.name}; {_CURE}"
-            )
         thumbnails = _thumbnails(block, self._rows)
         closer = share_closer(thumbnails, self._total)
         if not closer >= _LEAST_CLOSER:

@@ -52,7 +52,6 @@ class _PredictJob:
     folding: BatchNormFuser
     forward: MicroBatch
     adapting: MicroBatch
-    matcher: pool.PhotographMatcher | None
 
     def open(self, part: _Part) -> Split:
         """Return the images of a part."""
@@ -60,11 +59,6 @@ class _PredictJob:
             return part
         assert isinstance(self.images, Suite)
         return self.images.open(part)
-
-    def match(self, split: Split) -> None:
-        """Check that a block to pool shows the photographs of those before it."""
-        if self.matcher is not None:
-            self.matcher.add(split)
 
     @property
     def shrunk(self) -> dict[str, int]:
@@ -134,7 +128,6 @@ def predict(
         folding,
         forward,
         adapting,
-        matcher,
     )
     finished: list[Predictions] = []
     count = 0  # images predicted
@@ -151,7 +144,8 @@ def predict(
                 for part, block in zip(group, stored, strict=True):
                     if block is None or matcher:
                         opened = job.open(part) if split is None else split
-                        job.match(opened)
+                        if matcher:
+                            matcher.add(opened)
                     if block is None:
                         block = _predict_block(job, opened, count, outcome)
                         went = {**_describe_adaptation(outcome, group, part), **job.shrunk}

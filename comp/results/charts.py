@@ -24,8 +24,6 @@ _MAX_DOTTED = 40  # points; more dots would hide the line
 _COLOURS = 7  # `--s0` to `--s6`, after Okabe and Ito (2008): distinct with any colour vision
 GREY = -1  # a style, for lines behind others
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "5 2 1 2 1 2")
-# matplotlib's cividis (Nuñez et al. 2018, doi:10.1371/journal.pone.0199239) at nine places.
-_CIVIDIS = ("00224e", "1a386f", "434e6c", "61656f", "7d7c78", "9b9476", "bcae6c", "dec958", "fee838")
 Dot = tuple[float, float, str, str]  # x, y, tip, and a CSS colour, empty for a hollow one
 
 
@@ -285,7 +283,13 @@ def heat_map(
     *,
     title: str,
 ) -> str:
-    """Return a table of coloured numbers [rows, columns], dark for low ones; NaN cells are empty."""
+    """Return a table of coloured numbers [rows, columns], dark for low ones; NaN cells are empty.
+
+    The colours are cividis, for any colour vision (Nuñez et al. 2018, doi:10.1371/journal.pone.0199239).
+    """
+    from matplotlib import colormaps, colors  # slow to import
+
+    cividis = colormaps["cividis"]
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     span = high - low or 1.0
     left = 14 + _LETTER * max(len(_short(row)) for row in rows)
@@ -305,10 +309,11 @@ def heat_map(
             ink = "#fff" if share < 0.5 else "#111"
             parts.append(
                 f'<g class="cell" data-value="{value!r}"><rect x="{x:.1f}" y="{y:.1f}" width="{wide - 1}" '
-                f'height="{tall - 1}" fill="{_cividis(share)}"/><text x="{x + wide / 2:.1f}" y="{y + 14.5:.1f}" '
-                f'text-anchor="middle" fill="{ink}">{value:.3f}</text><title>{_text(tip(row, column))}</title></g>'
+                f'height="{tall - 1}" fill="{colors.to_hex(cividis(share))}"/>'
+                f'<text x="{x + wide / 2:.1f}" y="{y + 14.5:.1f}" text-anchor="middle" '
+                f'fill="{ink}">{value:.3f}</text><title>{_text(tip(row, column))}</title></g>'
             )
-    return _svg(left + len(columns) * wide, top + len(rows) * tall, title, parts)
+    return _svg(max(left + len(columns) * wide, 7.5 * len(title)), top + len(rows) * tall, title, parts)
 
 
 def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequence[str], counted: str) -> str:
@@ -343,7 +348,8 @@ def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequ
             f'fill-opacity="{0.08 + 0.92 * math.sqrt(share):.2f}"/>{number}<title>'
             f"{_text(f'{classes[row]}, predicted {classes[column]}: {images:,} {counted} ({share:.1%})')}</title></g>"
         )
-    return _svg(margin + count * side + 2, top + count * side + 2, "confusion table", parts)
+    width = margin + max(count * side, 190.0) + 2  # of few classes, the line above is wider
+    return _svg(width, top + count * side + 2, "confusion table", parts)
 
 
 def _number_in(count: int, side: float, share: float, x: float, y: float) -> str:
@@ -355,14 +361,6 @@ def _number_in(count: int, side: float, share: float, x: float, y: float) -> str
         f'<text x="{x + side / 2 - 0.5:.1f}" y="{y + side / 2 + font / 3:.1f}" text-anchor="middle"{strong} '
         f'style="font-size:{font:.1f}px">{text}</text>'
     )
-
-
-def _cividis(share: float) -> str:
-    place = min(max(share, 0.0), 1.0) * (len(_CIVIDIS) - 1)
-    below = min(int(place), len(_CIVIDIS) - 2)
-    ends = [[int(text[at : at + 2], 16) for at in (0, 2, 4)] for text in _CIVIDIS[below : below + 2]]
-    mixed = [round(a + (place - below) * (b - a)) for a, b in zip(*ends, strict=True)]
-    return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
 def _svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:

@@ -14,6 +14,8 @@ from comp.results.run_metrics import RunMetrics, Score, SplitScores
 from comp.results.runs import Run
 from comp.results.stats import ScoreDifference
 
+_MAX_RUNS = 40  # side by side; more would be unreadable
+
 
 @dataclass(frozen=True)
 class _Ranked:
@@ -44,7 +46,7 @@ def render_page(compared: Sequence[Run], *, baseline: Config | None = None) -> s
     """Return the HTML page of several runs, the best by validation first.
 
     Args:
-        compared: complete runs, sorted.
+        compared: complete runs; 40 are shown.
         baseline: the config to compare with; None: the best run's.
 
     Raises:
@@ -54,8 +56,10 @@ def render_page(compared: Sequence[Run], *, baseline: Config | None = None) -> s
     deciding = _deciding(compared, columns)
     if deciding:
         compared = sorted(compared, key=lambda run: -_score(deciding, run).as_maximize)
-    ranked = [_Ranked(number, run, run.metrics()) for number, run in enumerate(compared, 1)]
-    return page.render(f"{len(compared)} runs", _sections(ranked, columns, deciding, baseline))
+    ranked = [_Ranked(number, run, run.metrics()) for number, run in enumerate(compared[:_MAX_RUNS], 1)]
+    shown = "" if len(ranked) == len(compared) else f"the {'best' if deciding else 'first'} {len(ranked)} of "
+    title = f"{shown}{len(compared)} runs"
+    return page.render(title, _sections(ranked, columns, deciding, baseline))
 
 
 def _deciding(compared: Sequence[Run], columns: Sequence[Headline]) -> Headline | None:
@@ -86,7 +90,7 @@ def _sections(
     reference = configs.flatten(baseline) if baseline else flat[0]
     all_keys = dict.fromkeys(key for values in flat for key in values)
     keys = [key for key in all_keys if any(values.get(key) != reference.get(key) for values in flat)]
-    cells = [[page.text(key), *(report.code(values.get(key)) for values in flat)] for key in keys]
+    cells = [[page.text(key), *(page.code_cell(values.get(key)) for values in flat)] for key in keys]
     head = ("key", *(row.label for row in ranked))
     title = "Config differences from the baseline" if baseline else "Config differences"
     yield Section(title, page.table(head, cells) if cells else page.note("none"))
@@ -100,7 +104,7 @@ def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: He
             f'<td class="text"><span class="name">{page.text(row.name)}</span></td>',
             *([_gap_cell(gaps.get(row.number))] if deciding else []),
             *(_cell(column, row.scores) for column in columns),
-            f'<td class="text">{page.text(row.scores.model)}</td>',
+            page.text_cell(row.scores.model),
         ]
         for row in ranked
     ]

@@ -70,7 +70,7 @@ class LeaderboardRow:
         private_score: likewise.
         test_like: whether training imitated corruptions of the suite.
         pooled_accuracy: the suite, if labelled and its blocks were pooled (`predict.pool`); such rows have no
-            `suite_accuracy`, no `suite_metric`, and no score of shifted validation that was pooled too.
+            `suite_accuracy` and no `suite_metric`.
         pooled_metric: likewise, in the competition's metric.
         variant: options and other decision of test, suite and submission, such as `+flip`; empty for none.
         transductive: whether the model was adapted to test, suite or submission images, or trained on pseudo-labels.
@@ -380,8 +380,8 @@ def _row(run: runs.Run, scores: RunMetrics, variant: str) -> LeaderboardRow:
         for name in ("val", "ood_val")
     )
     test, predicted_suite = scores.split_scores("test", variant), scores.split_scores("suite", variant)
-    suite, pooled = (None, predicted_suite) if is_pooled(variant) else (predicted_suite, None)
-    shifted = None if pooled and not is_own else shifted
+    is_pooled_too = is_pooled(variant) or bool((scores.ensemble or {}).get("pooled"))
+    suite, pooled = (None, predicted_suite) if is_pooled_too else (predicted_suite, None)
     estimate = scores.expected.get("suite" + variant)
     submission = next((path for path, how in reversed(written.items()) if how == variant), "")
     submitted = tuple(

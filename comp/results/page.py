@@ -6,6 +6,7 @@ drawn, and a browser shows their marks' titles.
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ gap: 2rem; } nav { position: sticky; top: 1rem; align-self: start; } nav ul { fl
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--edge); text-align: right; vertical-align: top;
 font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child,
 td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; min-width: 8rem; }
-.name { white-space: nowrap; } tr.best td { background: var(--panel); font-weight: 600; }
+.name { white-space: nowrap; display: inline-block;
+max-width: min(22rem, 60vw); overflow: hidden; text-overflow: ellipsis; vertical-align: top; }
+tr.best td { background: var(--panel); font-weight: 600; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.1rem, 1fr)); gap: .6rem; }
 .card { background: var(--panel); border: 1px solid var(--edge); border-radius: .5rem; padding: .5rem .7rem;
 max-width: 16rem; } .card b { display: block; font-size: 1.35rem; line-height: 1.3; }
@@ -147,6 +150,12 @@ def render(title: str, sections: Iterable[Section]) -> str:
 """
 
 
+def render_pictures(title: str, head: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Sequence[str]]) -> str:
+    """Return an HTML page with a table of PNG pictures, each with cells of text beside it under the headings."""
+    cells = [[image(png, row[0]), *map(text, row)] for png, row in zip(pictures, rows, strict=True)]
+    return render(title, [Section("", table(("picture", *head), cells))])
+
+
 def _anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
@@ -181,6 +190,16 @@ def image(content: bytes, alt: str) -> str:
 def text(value: object) -> str:
     """Return a value's text for HTML, also within a quoted attribute."""
     return escape.for_html(value)
+
+
+def text_cell(value: object) -> str:
+    """Return a table's cell of text, which wraps."""
+    return f'<td class="text">{text(value)}</td>'
+
+
+def code_cell(value: object) -> str:
+    """Return a table's cell of a config's value."""
+    return f'<td class="text"><code>{text(json.dumps(value, ensure_ascii=False))}</code></td>'
 
 
 def number(value: float | None) -> str:

@@ -30,7 +30,7 @@ _CURVES = {
     "accuracy": {"train_accuracy": "training", "val_accuracy": "validation", "ood_accuracy": "validation, shifted"},
     "learning rate": {"lr": "at the epoch's end"},
 }
-# A panel of `draw_compared_curves`: column of history.csv -> title.
+# Columns of history.csv that compare runs -> their titles.
 _COMPARED = {
     "val_loss": "validation loss",
     "val_accuracy": "validation accuracy",
@@ -113,7 +113,14 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: in
     drawn = panels(history)
     figure = _figure(4.0 * len(drawn), 4.0)
     for axes, (title, lines) in zip(figure.subplots(1, len(drawn)), drawn.items(), strict=True):
-        _draw_by_epoch(axes, title, {label: (history, column) for column, label in lines.items()})
+        for column, label in lines.items():
+            if measured := points(history, column):
+                marker = "o" if len(measured) <= _MAX_MARKED_POINTS else ""
+                axes.plot(*zip(*measured, strict=True), marker=marker, markersize=3, label=label)
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
         if best_epoch:
             axes.axvline(best_epoch, color="grey", linewidth=0.8, linestyle="--", label="best weights")
         if axes.get_legend_handles_labels()[0]:
@@ -186,19 +193,6 @@ def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
-def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """Draw several runs' losses, accuracies and, if it is another one, metric by epoch; one has a training loss."""
-    measured = compared_columns(histories)
-    lines = math.ceil(len(measured) / 2)
-    figure = _figure(11.0, 3.75 * lines)
-    for axes, (column, title) in zip(figure.subplots(lines, 2).flat, measured.items(), strict=False):
-        _draw_by_epoch(axes, title, {name: (rows, column) for name, rows in histories.items()})
-    for axes in figure.axes[len(measured) :]:
-        axes.remove()
-    _legend_below(figure)
-    _save(figure, path)
-
-
 def compared_columns(histories: Mapping[str, Sequence[Mapping[str, str]]]) -> dict[str, str]:
     """Return the columns of history.csv that compare runs -> their titles; only those that a run has measured."""
     all_rows = [row for rows in histories.values() for row in rows]
@@ -209,30 +203,6 @@ def compared_columns(histories: Mapping[str, Sequence[Mapping[str, str]]]) -> di
         if all(row[f"{split}_metric"] in [row.get(name) for name in same] for row in scored):
             measured = [column for column in measured if column != f"{split}_metric"]
     return {column: _COMPARED[column] for column in measured}
-
-
-def _legend_below(figure: "Figure") -> None:
-    """Draw one legend for all panels, each run once; names are not parsed as formulas."""
-    handles = {
-        escape.one_line(label): handle
-        for axes in figure.axes
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _draw_by_epoch(axes: Any, title: str, lines: Mapping[str, tuple[Sequence[Mapping[str, str]], str]]) -> None:
-    """Draw a panel of lines: label -> rows of a history.csv, and a column of it."""
-    for label, (rows, column) in lines.items():
-        if measured := points(rows, column):
-            marker = "o" if len(measured) <= _MAX_MARKED_POINTS else ""
-            axes.plot(*zip(*measured, strict=True), marker=marker, markersize=3, label=label)
-    axes.set_title(title)
-    axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
 
 
 def _mosaic(images: NDArray[np.uint8], top: int, left: int) -> NDArray[np.uint8]:

@@ -5,7 +5,6 @@ Numbers come from the run's files; `data-value` holds all digits. Several runs: 
 
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from comp.results.runs import Run
 from comp.results.stats import ScoreDifference
 from comp.runtime.errors import RunError, plural
 
-_MAX_RUNS = 40  # side by side; more would be unreadable
 _MAX_CLASSES = 100  # of a confusion table; of more classes, those with the most mistakes are drawn
 _MAX_BESIDE = 12  # classes of a confusion table that leaves room beside it
 _LARGEST_PNG = 64  # pixels of a side, above which a picture is a JPEG in the page
@@ -79,8 +77,6 @@ def _score_headline(split: str, metric: str) -> Headline:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Return the complete runs in paths: run folders, or folders of runs such as a competition's or a study's.
 
-    The best by validation first, at most 40.
-
     Raises:
         RunError: a path holds no complete run.
     """
@@ -94,16 +90,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
         if not complete:
             raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
         all_complete += complete
-    distinct = list({run.path.resolve(): run for run in all_complete}.values())
-    return sorted(distinct, key=by_validation)[:_MAX_RUNS] if len(distinct) > 1 else distinct
-
-
-def by_validation(run: Run) -> float:
-    """Return a sort key, best first: the metric on shifted validation if there is one, else on clean validation."""
-    metrics = run.metrics()
-    validation = metrics.best_or_final.ood_val or metrics.best_or_final.val or SplitScores()
-    score = validation.scores.get(metrics.metric)
-    return -score.as_maximize if score else math.inf
+    return list({run.path.resolve(): run for run in all_complete}.values())
 
 
 def difference(run: Run, other: Run, headline: Headline) -> tuple[float, ScoreDifference | None] | None:
@@ -149,12 +136,6 @@ def render_page(run: Run, *, baseline: Config | None = None, compared: Run | Non
         RunError: a file of the run is damaged.
     """
     return page.render(run.name, _sections(run, baseline, compared))
-
-
-def render_pictures(title: str, head: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Sequence[str]]) -> str:
-    """Return an HTML page with a table of PNG pictures, each with cells of text beside it under the headings."""
-    cells = [[page.image(png, row[0]), *map(page.text, row)] for png, row in zip(pictures, rows, strict=True)]
-    return page.render(title, [Section("", page.table(("picture", *head), cells))])
 
 
 def _sections(run: Run, baseline: Config | None, compared: Run | None) -> Iterator[Section]:
@@ -256,7 +237,7 @@ def _diagnosis(run: Run, scores: RunMetrics, name: str, values: Mapping[str, Any
         yield page.grid([numbers, reliability, _points(values.get("points", ()))])
     if "confusion" in values:
         table = _confusion(values, f"{counted}s")
-        pairs = [[page.text(true), page.text(wrong), str(count)] for true, wrong, count in values["confused"]]
+        pairs = [[page.text_cell(true), page.text_cell(wrong), str(count)] for true, wrong, count in values["confused"]]
         pairs_table = page.table(("true class", "predicted class", f"{counted}s"), pairs)
         confused = f"<h3>Most frequent mistakes</h3>{pairs_table}" if pairs else ""
         yield page.grid([table, confused]) if len(values["classes"]) <= _MAX_BESIDE else table + confused
@@ -334,9 +315,8 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 def _confusion(values: Mapping[str, Any], counted: str) -> str:
     table, classes = np.array(values["confusion"]), values["classes"]
-    natural = list(range(len(classes)))
-    order = values.get("order", natural)  # missing in evaluations of earlier versions
-    note = "" if order == natural else "Classes that are confused with each other are neighbours. "
+    order = values.get("order", range(len(classes)))  # missing in evaluations of earlier versions
+    note = "" if sorted(order) == [*order] else "Classes that are confused with each other are neighbours. "
     if len(order) > _MAX_CLASSES:
         wrong = table.sum(0) + table.sum(1) - 2 * table.diagonal()
         most = set(np.argsort(-wrong, kind="stable")[:_MAX_CLASSES].tolist())
@@ -353,7 +333,10 @@ def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the pictures of mistakes and of correct answers, each beside what the network looked at."""
     drawn = run.path / "plots" / f"examples-{name}.png"
     if not values or not drawn.is_file():
-        yield page.note(f"No pictures of mistakes: they need the run's data and weights (comp evaluate {run.path}).")
+        if run.has_weights():  # an ensemble has none to look with
+            yield page.note(
+                f"No pictures of mistakes: they need the run's data and weights (comp evaluate {run.path})."
+            )
         return
     shown, looked = values["shown"], values["method"]
     cells = _cut(drawn, len(shown), 2 if looked else 1)
@@ -368,10 +351,11 @@ def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
             f'<figure><div class="pair">{pictures}</div><figcaption>{caption}</figcaption></figure>'
         )
     lit = f"Beside each picture, what the network looked at: the brighter, the more ({looked})." if looked else ""
-    why = page.note(lit or f"What the network looked at is not shown: {values['reason']}.")
-    for right, title in ((False, "Most confident mistakes"), (True, "Correct answers")):
+    yield page.note(lit or f"What the network looked at is not shown: {values['reason']}.")
+    most = "Largest" if shown[0]["confidence"] is None else "Most confident"
+    for right, title in ((False, f"{most} mistakes"), (True, "Correct answers")):
         if parts[right]:
-            yield f'<h3>{title}</h3>{"" if right else why}<div class="looks">{"".join(parts[right])}</div>'
+            yield f'<h3>{title}</h3><div class="looks">{"".join(parts[right])}</div>'
 
 
 def _cut(path: Path, columns: int, rows: int) -> Iterable[list[bytes]]:
@@ -403,13 +387,8 @@ def _trainable(scores: RunMetrics) -> str:
 def _differences(config: Config, baseline: Config, title: str) -> str:
     values, baseline_values = configs.flatten(config), configs.flatten(baseline)
     rows = [
-        [page.text(key), code(values.get(key)), code(baseline_values.get(key))]
+        [page.text(key), page.code_cell(values.get(key)), page.code_cell(baseline_values.get(key))]
         for key in {**values, **baseline_values}
         if values.get(key) != baseline_values.get(key)
     ]
     return page.table(("key", "run", title), rows) if rows else page.note(f"same as the {title}")
-
-
-def code(value: Any) -> str:
-    """Return a config's value as a cell."""
-    return f'<td class="text"><code>{page.text(json.dumps(value, ensure_ascii=False))}</code></td>'

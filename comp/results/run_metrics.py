@@ -190,7 +190,7 @@ class RunMetrics(_Part):
         public_score: of the latest recorded submission.
         private_score: likewise.
         leaderboard_scores: all recorded scores of its submissions.
-        ensemble: an ensemble's comparison with its members.
+        ensemble: an ensemble's comparison with its members, and whether their blocks were `pooled`.
         soup: a soup's members.
     """
 

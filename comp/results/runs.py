@@ -2,7 +2,7 @@
 
     runs/<competition>/<time>-<name>/
       config.yaml  split.npz  execution.json  provenance.json  history.csv
-      teacher.npz  pseudo.npz (with train.teacher, data.pseudo)
+      teacher.npz  pseudo.npz  prior.csv (with train.teacher, data.pseudo, predict.prior)
       best.safetensors  final.safetensors  predictions/*.npz  plots/*.png
       plugins/*.py (copies of the config's plug-ins)
       metrics.json (written last)  state.pt (until then, or for good with train.keep_state)
@@ -11,6 +11,7 @@ Every file is written atomically, by one process at a time.
 """
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ _CSV_PATHS = tuple(f"data.csv.{name}" for name in ("table", "train", "test", "sa
 _READING = ("data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size")
 MOVABLE = ("data.root", *_CSV_PATHS, *_READING, "competition.balance")  # these leave the images as they are
 WEIGHTS = ("best.safetensors", "averaged.safetensors", "final.safetensors", "state.pt")
+PRIOR = "prior.csv"  # in a run folder: a copy of the class shares that its config names (predict.prior)
 FIXES = "fixes.csv"  # in a run folder: a copy of the fix list that it was trained with (data.fixes)
 REMOVED = "removed.json"  # marks a run whose weights were deleted on purpose
 
@@ -74,7 +76,7 @@ class Run:
         return f"{self.path.parent.name}/{self.path.name}"
 
     def config(self) -> Config:
-        """Return the config it was started with, with overrides applied.
+        """Return the config it was started with, its own copy of `predict.prior`, with overrides applied.
 
         Raises:
             RunError: a section is missing; its defaults would describe another run.
@@ -82,7 +84,9 @@ class Run:
         """
         path = self.path / "config.yaml"
         try:
-            config = configs.load_stored(path, self.overrides)
+            copy = self.path / PRIOR
+            own = (f"predict.prior={json.dumps(str(copy))}",) if copy.is_file() else ()
+            config = configs.load_stored(path, (*own, *self.overrides))
         except ConfigError as error:
             if self.overrides:  # of a sound file, an override is wrong
                 replace(self, overrides=()).config()
@@ -375,6 +379,8 @@ def create(
         write_atomically(path / "config.yaml", configs.dump(with_copies(config)).encode())
         if fixes is not None:
             run.write(FIXES, fixes.content)
+        if (shares := Path(config.predict.prior)).suffix == ".csv":
+            run.write(PRIOR, shares.read_bytes())
         run.write_json("provenance.json", {**provenance, **({"plugins": copied} if copied else {})})
         return run
     raise RunError(f"{parent}: too many runs named {stem} in one second")

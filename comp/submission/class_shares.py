@@ -1,6 +1,5 @@
 """`predict.prior`: a name, or a CSV of the classes' shares. Torch-free."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,23 +26,18 @@ def read_prior(setting: str) -> Prior:
             f"predict.prior: expected {', '.join(_NAMES)}, or a .csv with the columns class and share; found "
             f"'{setting}'"
         )
+    import pandas as pd  # slow to import
+
     table = csv_io.read_table(path, ConfigError)
     columns = [str(column).strip() for column in table.columns]
     if columns != _COLUMNS:
         raise ConfigError(f"{path} (predict.prior): expected the columns class,share, found {','.join(columns)}")
-    names, texts = (table.iloc[:, column].tolist() for column in (0, 1))
+    names, shares = table.iloc[:, 0].tolist(), pd.to_numeric(table.iloc[:, 1], errors="coerce")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path} (predict.prior): classes that occur twice: {csv_io.list_some(twice)}")
-    if wrong := [text for text in texts if not 0 <= _number(text) <= 1]:
+    if wrong := table.iloc[:, 1][~shares.between(0, 1)].tolist():
         raise ConfigError(f"{path} (predict.prior): expected shares from 0 to 1, found {csv_io.list_some(wrong)}")
-    total = math.fsum(map(float, texts))
+    total = shares.sum()
     if abs(total - 1) > _SUM_TOLERANCE:
         raise ConfigError(f"{path} (predict.prior): expected shares that sum to 1, found {total:g}; list every class")
-    return dict(zip(names, map(float, texts), strict=True))
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    return dict(zip(names, shares.tolist(), strict=True))

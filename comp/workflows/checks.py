@@ -15,6 +15,7 @@ from comp.config.tasks import TASKS, resolve_metric, task
 from comp.data import sources, suites
 from comp.data.dataset import Dataset
 from comp.data.fixes import read_fixes
+from comp.inference import pool
 from comp.inference.options import check_options, predict_options
 from comp.inference.prior import known_shares
 from comp.inference.views import check_size
@@ -75,6 +76,8 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         lambda: imbalance.check_named_weights(config),
         # unknown policy or op; consistency that cannot be computed; what the competition's rules forbid
         lambda: _check_augmentation(config),
+        # prediction options that the task does not define, or shares that the competition does not declare
+        lambda: _check_prediction(config),
         # unknown or banned network; arguments, frozen blocks or an input size that it cannot take
         lambda: _check_model(config),
         # a teacher that is no complete run
@@ -150,6 +153,12 @@ def _check_group_answer(config: Config) -> None:
             f"competition.ood_validation.severities: shifted validation scores single images, and data.group_answer: "
             f"{answer} groups of them; set competition.ood_validation.severities=[]"
         )
+
+
+def _check_prediction(config: Config, found_task: str = "single_label") -> None:
+    """Check prediction options; where the task is found in the data, `found_task` is one that defines all of them."""
+    chosen = config.competition.task
+    check_options(predict_options(config.predict), config.competition, chosen if chosen in TASKS else found_task)
 
 
 def _check_augmentation(config: Config) -> None:
@@ -262,7 +271,7 @@ def check_data(config: Config, dataset: Dataset, *, whole: bool = True) -> None:
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     # prediction options that the task does not define
     options = predict_options(config.predict)
-    check_options(options, config.competition, competition.task)
+    _check_prediction(config, competition.task)
     # losses that the task does not define, unknown names in class weights, or a metric of ordered classes without order
     _check_task(config, dataset)
     # decisions that do not serve the metric, or shares of other classes
@@ -279,6 +288,9 @@ def check_data(config: Config, dataset: Dataset, *, whole: bool = True) -> None:
     suites.check_channels(config.competition, channels, validated=dataset.val is not None)
     # views that need square images
     check_size(config.predict.views, height, width)
+    # blocks to pool that are none, or too small
+    if whole and options.pool != "none":
+        pool.check_blocks(dataset.suite)
     # sampling and class weights with nothing to balance, or a class without images
     if whole:
         imbalance.check_imbalance(config, dataset)

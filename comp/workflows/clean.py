@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from comp.results.files import remove
-from comp.results.runs import FIXES, Run
+from comp.results.runs import FIXES, PRIOR, Run
 from comp.results.unfinished import FAILURE, is_written
 from comp.runtime.errors import RunError, UserError
 
@@ -30,8 +30,8 @@ _MAX_DEPTH = 3  # RUNS/competition/study/run: deeper folders, for example below 
 _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
 # Everything that a run has before the end of its first epoch.
 _UNBEGUN = {
-    "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, "teacher.npz", "pseudo.npz",
-    "plugins", ".lock", "wandb", FAILURE,
+    "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, PRIOR, "teacher.npz",
+    "pseudo.npz", "plugins", ".lock", "wandb", FAILURE,
 }  # fmt: skip
 _COMBINED = {"predictions", "best.safetensors"}  # what an ensemble has before it is complete
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from comp.config.plugins import FOLDER, parse
 from comp.inference.inputs import PredictInput
 from comp.results import files
-from comp.results.runs import Run
+from comp.results.runs import PRIOR, Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.workflows import hidden_test, kaggle_wheels, lineage, plugins
@@ -25,7 +25,8 @@ from comp.workflows.load import load_for_input
 
 DATASET, KERNEL, NOTEBOOK, RECORD = "dataset", "kernel", "submission.ipynb", "package.json"
 
-_FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json", "ensemble.npz")  # those that a run has
+# Those that a run has.
+_FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json", "ensemble.npz", PRIOR)
 _SHORTEST_TITLE, _LONGEST_TITLE = 6, 50  # that Kaggle takes
 _COMPETITION_LETTERS, _TIME_LETTERS = 34, 15  # of a default title
 _SLUG, _OWNER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

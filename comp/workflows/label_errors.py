@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from comp.data.fixes import fixes_of
 from comp.data.inspection import open_without_suite
 from comp.data.sources.grouping import answer_each_image
-from comp.results import files, label_errors, plots, prediction_files, predictions, report, runs
+from comp.results import files, label_errors, page, plots, prediction_files, predictions, runs
 from comp.results.label_errors import LabelErrors
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
@@ -238,7 +238,7 @@ def draw(judged: LabelReport, suspects: Sequence[Suspect], path: Path, progress:
     head = ("id", "given label", "suggested label", "probability", "action")
     pictures = [_to_png(image) for image in plots.drawable_channels(images)]
     title = f"{judged.competition}: {len(suspects)} likely wrong labels"
-    files.write_atomically(path, report.render_pictures(title, head, pictures, cells).encode())
+    files.write_atomically(path, page.render_pictures(title, head, pictures, cells).encode())
 
 
 def _read_images(run: Run, ids: Sequence[str], progress: Progress) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from comp.config.tasks import TASKS
 from comp.data import splits, suites
 from comp.data.dataset import open_dataset
 from comp.data.splits import Split, Suite
-from comp.inference import accuracy_estimate, adapt, inputs, prior
+from comp.inference import accuracy_estimate, adapt, inputs, pool, prior
 from comp.inference.inputs import PredictInput
 from comp.inference.options import PLAIN, PredictOptions, check_options, predict_options, with_overrides
 from comp.inference.predict import delete_partial_blocks, predict
@@ -29,6 +29,8 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import rules
 from comp.submission.format import Competition
 from comp.workflows.load import LoadedRun, open_run_data, verify_run_data
+
+_UNPOOLED = ("val", "ood_val", "test")  # one block, or blocks of other photographs each
 
 
 def score_test(loaded: LoadedRun, progress: Progress = quiet, *, options: PredictOptions | None = None) -> RunMetrics:
@@ -69,10 +71,13 @@ def predict_split(
     options = predict_options(loaded.config.predict) if options is None else options
     _check_options(loaded, options)
     suffix = options.suffix + loaded.decide_suffix
-    if options.pool != "none" and isinstance(images, Split):
-        if name == "suite" or options.pool != loaded.config.predict.pool:
+    if options.pool != "none":
+        if name not in _UNPOOLED:
+            pool.check_blocks(images)
+        elif options.pool != loaded.config.predict.pool:
             raise ConfigError(f"predict.pool: {name} has no blocks to combine; set it to none (--pool none)")
-        options = replace(options, pool="none")
+        else:
+            options = replace(options, pool="none")
     shares = _known_shares(loaded, options, name)
     path = run.predictions_path(name + suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from comp.data.splits import Split
+from comp.data.splits import Split, Suite
 from comp.inference import pool
 from comp.results import leaderboard, prediction_files, predictions
+from comp.results.blocks import Block
 from comp.results.predictions import Predictions
 from comp.runtime.errors import ConfigError
 from tests.support.commands import Result, assert_refused
@@ -67,13 +68,20 @@ def test_rows_in_another_order_are_refused(moved: int) -> None:
         matcher.add(split("distortion01_1", noisy(pixels)[order]))
 
 
-def test_blocks_of_other_sizes_or_too_few_rows_are_refused() -> None:
-    matcher, pixels = pool.PhotographMatcher(), photographs(40)
-    matcher.add(split("distortion00_1", pixels))
-    with pytest.raises(ConfigError, match="40 images in distortion00_1 and 30 in distortion01_1"):
-        matcher.add(split("distortion01_1", pixels[:30]))
-    with pytest.raises(ConfigError, match="16 images or more"):
-        pool.PhotographMatcher().add(split("distortion00_1", pixels[:4]))
+def test_blocks_of_other_sizes_too_few_rows_and_no_blocks_are_refused() -> None:
+    def suite(*counts: int) -> Suite:
+        blocks = tuple(Block(number, 1, count) for number, count in enumerate(counts))
+        return Suite("suite", blocks, lambda block: split(block.name, photographs(block.count)))
+
+    pool.check_blocks(suite(40, 40))
+    for images, problem in (
+        (suite(40, 30), "40 images in distortion00_1 and 30 in distortion01_1"),
+        (suite(4, 4), "16 images or more"),
+        (split("suite", photographs(40)), "no blocks"),
+        (None, "no blocks"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            pool.check_blocks(images)
 
 
 def test_a_sure_block_outweighs_a_doubtful_one() -> None:
@@ -132,12 +140,25 @@ def test_a_config_that_pools_submits_pooled_predictions(workplace: Path, comp: C
     assert row.suite_accuracy is None
 
 
+def test_an_ensemble_of_pooled_runs_is_scored_as_pooled(workplace: Path, comp: Callable[..., Result]) -> None:
+    for seed in (0, 1):
+        assert comp("run", *CONFIG, "predict.pool=blocks", f"seed={seed}").code == 0
+    made = comp("ensemble", *sorted(Path("runs/small").iterdir()), "--runs", "made", "--method", "mean")
+    assert made.code == 0, made.err  # shifted validation shows other images in each block, so it is not pooled
+    (row,) = leaderboard.read_rows(Path("made"))
+    assert row.pooled_accuracy is not None
+    assert row.ood_metric is not None
+    assert row.suite_accuracy is row.expected_accuracy is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
         (["competition.rules.cross_block=false"], ("predict.pool", "cross_block")),
         (["competition.rules.transductive=false"], ("predict.pool", "transductive")),
         (["competition.task=regression"], ("predict.pool", "regression")),
+        (["competition.suite.source=test"], ("predict.pool", "no blocks")),
+        (["competition.suite.images_per_block=6"], ("predict.pool", "16 images", "found 6")),
     ],
 )
 def test_pooling_is_refused_where_rules_or_task_forbid_it(

@@ -118,6 +118,18 @@ def test_a_known_balance_is_scored_marked_and_recorded(workplace: Path, comp: Ca
     assert_refused(comp("predict", run.path, DECLARED, "--prior", "train", "--images", "images.npy"), "--prior")
 
 
+def test_a_run_keeps_the_shares_that_its_config_names(workplace: Path, comp: Callable[..., Result]) -> None:
+    shares = Path("shares.csv")
+    shares.write_text("class,share\n0,0.7\n1,0.1\n2,0.1\n3,0.1\n")
+    assert comp("run", "small.yaml", *QUICK, DECLARED, "predict.prior=shares.csv").code == 0
+    shares.unlink()
+    run = the_run()
+    assert comp("predict", run.path).code == 0
+    assert len(list((run.path / "predictions").glob("suite+prior-file-*.npz"))) == 1
+    assert comp("predict", run.path, "--prior", "none").code == 0
+    assert (run.path / "predictions/suite.npz").is_file()
+
+
 def test_shares_of_other_classes_are_refused_before_training(workplace: Path, comp: Callable[..., Result]) -> None:
     Path("shares.csv").write_text("class,share\ncat,1\n")
     assert_refused(comp("train", "small.yaml", DECLARED, "predict.prior=shares.csv"), "predict.prior", "no share of 0")

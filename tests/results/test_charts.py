@@ -178,6 +178,21 @@ def test_several_runs_have_a_winner_by_shifted_validation(frozen: Path) -> None:
     assert re.search(r"significantly better", winner[0])
 
 
+def test_titles_are_wholly_inside_a_narrow_chart() -> None:
+    narrow = charts.heat_map(["a"], ["1"], np.zeros((1, 1)), lambda row, column: "", title="accuracy by distortion")
+    table = charts.confusion(np.eye(2, dtype=np.int64), np.ones(2, np.int64), ["a", "b"], "images")
+    for drawn, title in ((narrow, "accuracy by distortion"), (table, "columns: predicted, rows: true")):
+        width = re.search(r'viewBox="0 0 (\d+)', drawn)
+        assert width
+        assert int(width[1]) >= 6 * len(title)
+
+
+def test_a_page_shows_forty_runs_and_says_of_how_many(frozen: Path) -> None:
+    compared = report.find_runs([Path(PLAIN), Path(FLIPPED)])
+    assert "<h1>the best 40 of 42 runs</h1>" in comparison.render_page(compared * 21)
+    assert "<h1>2 runs</h1>" in comparison.render_page(compared)
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
 def test_damaged_pictures_are_one_message_with_the_cure(
     frozen: Path, comp: Callable[..., Result], content: bytes | None

@@ -19,7 +19,8 @@ from PIL import Image
 
 from comp.cli import app
 from comp.cli.console import output
-from comp.results import report, runs
+from comp.results import page as pages
+from comp.results import runs
 from comp.runtime import escape
 from tests.support.commands import Result
 from tests.support.configs import QUICK, small_config, write_arrays, write_config
@@ -129,7 +130,7 @@ def thaw_one(place: Path) -> list[Path]:
 
 
 def test_pictures_of_suspects_escape_every_cell() -> None:
-    page = Tags(report.render_pictures("<b>t", ["id", "<i>"], [b"png"], [["<script>", "\x1b[31m"]]))
+    page = Tags(pages.render_pictures("<b>t", ["id", "<i>"], [b"png"], [["<script>", "\x1b[31m"]]))
     assert not {"script", "i"} & set(page.tags)
     assert r"\x1b[31m" in page.text
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.support.configs import QUICK, small_config, write_arrays, write_confi
 settings.register_profile("comp", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("comp")
 os.environ.pop("COLUMNS", None)  # a worker of the suite has it, and tables would be as narrow as its window
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's `&`: commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["WANDB_MODE"] = "disabled"  # nothing is tracked but by the tests of tracking
 
 

@@ -103,8 +103,9 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
         "class_weights": "none",
         "teacher": TeacherConfig().model_dump(mode="json"),
     },
-    "competition": {"test_shares": {}},
-    "predict": {"decide": "auto"},
+    "competition": {"test_shares": {}, "balance": "unknown"},
+    "competition.rules": {"cross_block": True},
+    "predict": {"decide": "auto", "prior": "none", "pool": "none"},
 }
 
 

@@ -333,7 +333,7 @@ def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the pictures of mistakes and of correct answers, each beside what the network looked at."""
     drawn = run.path / "plots" / f"examples-{name}.png"
     if not values or not drawn.is_file():
-        if run.has_weights():  # an ensemble has none to look with
+        if "members" not in run.provenance():  # an ensemble has no network to look with
             yield page.note(
                 f"No pictures of mistakes: they need the run's data and weights (comp evaluate {run.path})."
             )

@@ -79,6 +79,10 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
         self.folder = ""  # of what can be continued, where it is known
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
+        """Travel between processes: a copy is made from the signal, not from the message."""
+        return Interrupted, (self.signum,)
+
 
 def shortened(text: str, length: int = 120) -> str:
     """Return text for a message, its middle left out if it is longer than `length`."""

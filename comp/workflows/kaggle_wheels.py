@@ -142,7 +142,8 @@ def write_own_wheel(folder: Path) -> Path:
     """Write comp's wheel, of the files that run here, from a checkout or an installation; return its path."""
     distribution, package = metadata.distribution("comp"), Path(__file__).parents[1]
     info, path = f"comp-{distribution.version}.dist-info", folder / f"comp-{distribution.version}-py3-none-any.whl"
-    texts = {"METADATA": distribution.read_text("METADATA") or "", "WHEEL": _WHEEL}
+    described = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")  # the second: of a checkout
+    texts = {"METADATA": described or "", "WHEEL": _WHEEL}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for root, name in ((package, "comp"), (shipped.folder(), "comp_configs")):
             for file in sorted(file for file in root.rglob("*") if file.suffix in _PACKED):

@@ -246,11 +246,14 @@ def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, 
     path = loaded.run.path / f"{which}.safetensors"
     layers = adapt.count_adaptable_layers(loaded.model, options.adapt)
     accelerator = gpu.describe(loaded.execution.device)["gpu"]
+    # Earlier runs have no record of prior and pool, and the same bytes otherwise.
+    later = {name for name in ("prior", "pool") if getattr(options, name) == "none"}
+    asked = {name: value for name, value in options.to_json().items() if name not in later}
     return {
         "run": loaded.run.name,
         "weights": path.name,
         "weights_sha256": files.sha256_file(path),
-        **options.to_json(),
+        **asked,
         "adapted_layers": layers,
         "transductive": layers > 0 or options.prior != "none" or options.pool != "none",
         "batch_size": loaded.config.predict.batch_size,
@@ -325,9 +328,9 @@ def estimate_accuracy(
         None if the task has no estimate, the decision is not the run's, blocks are pooled, or shifted validation has
         fewer than two families of corruptions or is neither stored nor can be predicted.
     """
-    if not predicted.row.accuracy_estimate or loaded.decide or predicted.made_by["pool"] != "none":
+    if not predicted.row.accuracy_estimate or loaded.decide or predicted.made_by.get("pool", "none") != "none":
         return None
-    options = PredictOptions(**{field: predicted.made_by[field] for field in PLAIN.to_json()})
+    options = PredictOptions(**{field: predicted.made_by.get(field, plain) for field, plain in PLAIN.to_json().items()})
     shifted = _shifted_validation(loaded, options, progress)
     calibration = accuracy_estimate.calibrate(shifted) if shifted is not None else None
     if calibration is None:

@@ -158,6 +158,11 @@ def resume(
     dataset = pseudo.rejoin(run, config, dataset)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), noting_failure(run), deterministic:
+        if run.is_complete():  # while this one opened the data and waited for the lock
+            raise RunError(
+                f"{run.path}: another process is writing this run: it has completed the training meanwhile; run the "
+                "same command again to submit what is not submitted"
+            )
         path = run.path / "execution.json"
         if path.exists():
             execution = device.from_json(files.read_json(path, device.RECORD_CURE), str(path))

@@ -99,7 +99,6 @@ def test_what_reads_a_run_of_numbers_leaves_out_what_has_no_meaning(temperatures
     numbers = json.loads(evaluated.out)["evaluation"]["val"]["numbers"]
     assert numbers["rmse"] == pytest.approx(val.value("rmse"))
     assert {"mae", "r2", "bias", "p90"} <= numbers.keys()
-    assert run.plot_path("numbers-val").exists()
     assert "rmse" in comp("evaluate", run.path).out
     assert comp("report", run.path, "-o", "report.html").code == 0
     assert f"{numbers['mae']:.4f}" in Path("report.html").read_text()

@@ -227,13 +227,13 @@ def test_teachers_are_compared_with_the_validation_images_once(
     three_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    original = lineage._trained_on
+    original = lineage.trained_on
 
     def count(run: Run) -> Any:
         read.append(run.path)
         return original(run)
 
-    monkeypatch.setattr(lineage, "_trained_on", count)
+    monkeypatch.setattr(lineage, "trained_on", count)
     first, second = members()[:2]
     words = (f"train.teacher.runs=[{first}]", f"data.pseudo.run={second}", "data.pseudo.min_confidence=0.3")
     train.train(student(*words), runs_root=Path("taught"))

@@ -25,7 +25,7 @@ from comp.workflows import lineage
 from comp.workflows.export import Exportable, not_inside
 from comp.workflows.load import LoadedRun, load_without_data, open_run_data, verify_run_data
 
-_PLAIN = {"views": "none", "views_for": "all", "adapt": "none"}
+_PLAIN = {"views": "none", "views_for": "all", "adapt": "none", "prior": "none", "pool": "none"}
 
 
 def _mean_of_exclusive(values: Tensor, weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from comp.config import Config
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
 from comp.data.splits import Split
@@ -116,16 +117,20 @@ def open_run(run: Run, plain: bool = False, progress: Progress = quiet) -> Expor
         RunError: its predictions adapt to the test, which no network alone does; `plain` exports the network anyway.
         UserError: see `load_run`.
     """
-    config = run.config()
-    if config.predict.adapt != "none" and not plain:
+    if (needs_test := _options_of_a_whole_test(run.config())) and not plain:
         raise RunError(
-            f"{run.path}: predicts with predict.adapt={config.predict.adapt}, which needs all images of a test at "
-            "once; an exported network sees one batch, so its scores would be others; --plain exports the network alone"
+            f"{run.path}: predicts with {needs_test[0]}, which needs all images of a test at once; an exported network "
+            "sees one batch, so its scores would be others; --plain exports the network alone"
         )
     loaded = load_run(run, progress=progress)
     predict = functools.partial(export_check.predict_plainly, loaded)
     network = portable.plain_copy(loaded.model)
     return Exportable(run, network, (loaded,), loaded.dataset, predict, not_inside(run))
+
+
+def _options_of_a_whole_test(config: Config) -> list[str]:
+    chosen = {f"predict.{name}": getattr(config.predict, name) for name in ("adapt", "prior", "pool")}
+    return [f"{key}={value}" for key, value in chosen.items() if value != "none"]
 
 
 def not_inside(run: Run) -> tuple[str, ...]:
@@ -135,7 +140,7 @@ def not_inside(run: Run) -> tuple[str, ...]:
     pixel_range = run.provenance().get("pixel_range")
     notes = {
         f"test-time views: predict.views={config.predict.views}": config.predict.views != "none",
-        f"adaptation to the test: predict.adapt={config.predict.adapt}": config.predict.adapt != "none",
+        **{f"adaptation to the test: {option}": True for option in _options_of_a_whole_test(config)},
         f"the decision: {kind}, whose values are in {model_card.JSON}": kind != "argmax",
         f"one answer for a group: data.group_answer={config.data.group_answer}": config.data.group_answer != "none",
         f"the scaling of pixels to 0..255: data.range={pixel_range}": isinstance(pixel_range, list),

@@ -84,10 +84,12 @@ def test_an_ensemble_by_rank_and_weights_of_several_networks_are_refused(three_r
     assert not OUTPUT.exists()
 
 
-def test_a_run_that_adapts_to_its_test_is_refused_unless_plain(three_runs: Path, comp: Comp) -> None:
-    path = members()[0] / "config.yaml"
-    path.write_text(yaml.safe_dump(merge(yaml.safe_load(path.read_text()), {"predict": {"adapt": "bn"}})))
-    assert_refused(comp("export", members()[0], "-o", OUTPUT), "predict.adapt=bn", "all images of a test", "--plain")
+@pytest.mark.parametrize("option", ["adapt=bn", "prior=uniform", "pool=blocks"])
+def test_a_run_that_needs_its_whole_test_is_refused_unless_plain(three_runs: Path, comp: Comp, option: str) -> None:
+    path, (key, value) = members()[0] / "config.yaml", option.split("=")
+    path.write_text(yaml.safe_dump(merge(yaml.safe_load(path.read_text()), {"predict": {key: value}})))
+    refused = comp("export", members()[0], "-o", OUTPUT)
+    assert_refused(refused, f"predict.{option}", "all images of a test", "--plain")
 
 
 def test_what_cannot_be_is_refused_before_any_work(

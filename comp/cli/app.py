@@ -6,9 +6,7 @@ import gc
 import itertools
 import os
 import shlex
-import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NoReturn
@@ -137,21 +135,14 @@ def _say(text: str) -> None:
         print(escape.for_terminal(text), file=sys.stderr)
 
 
-def _fill(text: str) -> str:
-    """Return text whose lines break between words in a window; elsewhere it stays one line for each of its own."""
-    if not sys.stderr.isatty():
-        return text
-    columns, filled = shutil.get_terminal_size().columns, []
-    for line in text.split("\n"):
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-        filled.append(textwrap.fill(line, columns, subsequent_indent=indent, **options))
-    return "\n".join(filled)
-
-
 def _refuse(message: str, code: int = UserError.exit_code, kind: str = "UserError") -> int:
     """Print a user's error, and return its exit code."""
-    _say(_fill(f"error: {escape.for_error(message)}"))
+    text = f"error: {escape.for_error(message)}"
+    if sys.stderr.isatty():
+        from comp.cli.console import output
+
+        text = output.fill(text, output.err)
+    _say(text)
     _print_json_error(kind, message, code)
     return code
 

@@ -63,15 +63,15 @@ def print_line(text: str) -> None:
 
 def print_text(text: str) -> None:
     """Print a sentence among the results; see `print_note`."""
-    out.print(_fill(text, out))
+    out.print(fill(text, out))
 
 
 def print_note(text: str) -> None:
     """Print a note to stderr, so that it does not mix with results; in a window its lines break between words."""
-    err.print(_fill(text, err))
+    err.print(fill(text, err))
 
 
-def _fill(text: str, console: Console) -> str:
+def fill(text: str, console: Console) -> str:
     """Return text whose lines fit a window; a command that ends one has a line of its own, to be copied whole."""
     if console.width == _FILE_WIDTH:
         return text
@@ -151,10 +151,10 @@ def print_table(
         cells = [_shorten(row[i], width) if headings[i] in shortened else row[i] for i, width in widths.items()]
         table.add_row(*cells, end_section=has_total and number == len(rows) - 1)
     if title:
-        console.print(_fill(escape.one_line(title), console))
+        console.print(fill(escape.one_line(title), console))
     console.print(table)
     if missing := [heading for index, heading in enumerate(headings) if index not in widths]:
-        console.print(_fill(f"hidden columns: {', '.join(missing)} (use a wider window or {full_table})", console))
+        console.print(fill(f"hidden columns: {', '.join(missing)} (use a wider window or {full_table})", console))
 
 
 def _shorten(name: str, width: int) -> str:

@@ -102,6 +102,17 @@ class PooledConvolution(nn.Conv2d):
         return super().forward(features)
 
 
+class Pool(nn.Module):
+    """The largest of 2 x 2 values, of maps with even sides; without gradients on a CPU in less time than torch's."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [B, C, H / 2, W / 2] of features [B, C, H, W]."""
+        if features.requires_grad or features.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.max_pool2d(features, 2)
+        rows = torch.maximum(features[:, :, ::2], features[:, :, 1::2])
+        return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
 class GlobalMaxPool(nn.Module):
     """Each channel's largest value; its gradient goes to the first of equal ones.
 
@@ -193,6 +204,6 @@ def _group(before: int, after: int, convolutions: int) -> nn.Sequential:
             nn.init.dirac_(convolution.weight[: convolution.in_channels])
         norm = nn.BatchNorm2d(after, momentum=0.4)
         norm.weight.requires_grad = False
-        pool = nn.MaxPool2d(2) if index == 0 else nn.Identity()
+        pool = Pool() if index == 0 else nn.Identity()
         layers += [convolution, pool, norm, nn.GELU()]
     return nn.Sequential(*layers)

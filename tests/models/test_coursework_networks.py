@@ -263,4 +263,7 @@ def test_what_a_pool_drops_is_not_computed_and_the_rest_has_the_same_bits(sides:
     features = torch.randn(2, 4, *sides).to(memory_format=torch.channels_last)
     found, whole = short(features), functional.conv2d(features, short.weight, padding=1)
     assert list(found.shape[2:]) == [side - side % 2 for side in sides]
-    assert torch.equal(functional.max_pool2d(found, 2), functional.max_pool2d(whole, 2))
+    pooled = fastnet.Pool()(found)  # with gradients
+    assert torch.equal(pooled, functional.max_pool2d(whole, 2))
+    with torch.no_grad():
+        assert torch.equal(fastnet.Pool()(found.detach()), pooled)

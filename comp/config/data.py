@@ -254,6 +254,10 @@ class AugmentConfig(Section):
     """One or several policies from `comp.augment.policies.POLICIES`, applied in this order to whole batches; `photo`
     also crops images while they are read.
     Example: 'augment.policy=[basic, cutout]'"""
+    delays: dict[str, Positive] = Field(default_factory=dict)
+    """Policies of `policy` that start later: name -> epochs at the start of the training without it. A network that
+    first sees what the classes look like, and then what may disturb them, gets further in few epochs. Not for `photo`.
+    Example: 'augment.policy=[mirrored_crop, robust]' 'augment.delays={robust: 8}'"""
     ops: tuple[FrozenMapping, ...] = ()
     """Additional ops after the policy, in this order: `{name: brightness, p: 0.5, magnitude: [-0.3, 0.3]}` with a name
     from `comp.augment.ops.OPS`, or `{name: random_resized_crop, magnitude: [0.35, 1]}`, which runs while an image is

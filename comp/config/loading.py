@@ -96,7 +96,7 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
         "pseudo": PseudoConfig().model_dump(mode="json"),
     },
     "data.csv": {"file_column": ""},
-    "augment": {"albumentations": []},
+    "augment": {"albumentations": [], "delays": {}},
     "train": {
         "loss": "auto",
         "loss_args": {},

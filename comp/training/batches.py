@@ -138,13 +138,14 @@ def _plan(
     device = augmentation_device(context.execution.torch_device)
     keys = rng.keys(seed, epoch, draws)
     flip_mask = engine.alternating_flip_mask(seed, epoch, draws) if context.alternates else None
+    policy = context.policy_at(epoch)
     augmentation: Augmentation
     if context.views > 1:
-        augmentation = losses.plan_views(context.policy, keys, shape, flip_mask=flip_mask)
+        augmentation = losses.plan_views(policy, keys, shape, flip_mask=flip_mask)
     elif compiles and context.config.train.compile is True and device.type == "cuda":
         # A CPU is faster eagerly, in chunks for its cache; `auto` has timed the model's graph alone.
-        augmentation = compiled.plan_compiled(context.policy, keys, shape, flip_mask=flip_mask)
+        augmentation = compiled.plan_compiled(policy, keys, shape, flip_mask=flip_mask)
     else:
-        augmentation = engine.plan_policy(context.policy, keys, shape, flip_mask=flip_mask)
+        augmentation = engine.plan_policy(policy, keys, shape, flip_mask=flip_mask)
     mixed_with = mixing.plan_mixing(context.mixing, keys, *shape[1:])
     return plans.send((augmentation, mixed_with), device)

@@ -110,6 +110,15 @@ class TrainContext:
             parts["norms"] = self.norms
         return parts
 
+    def policy_at(self, number: int) -> Policy:
+        """Return the policy of an epoch, from 1, without what `augment.delays` leaves out."""
+        section = self.config.augment
+        if number > max(section.delays.values(), default=0):
+            return self.policy
+        names = (section.policy,) if isinstance(section.policy, str) else section.policy
+        started = tuple(name for name in names if section.delays.get(name, 0) < number)
+        return policies.resolve(started, section.ops, section.albumentations)
+
     def order(self, number: int) -> Tensor:
         """Return the draws of an epoch (from 1), [N] int64 on the CPU; see `comp.training.imbalance`."""
         assert self.dataset.train.labels is not None

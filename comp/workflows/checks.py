@@ -168,6 +168,7 @@ def _check_augmentation(config: Config) -> None:
             "key out, and name albumentations transforms in augment.albumentations"
         )
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
+    _check_delays(config)
     losses.check_consistency(config)
     worker_stage.build(policy, config.seed)
     rules.check_rules(
@@ -177,6 +178,27 @@ def _check_augmentation(config: Config) -> None:
         options=predict_options(config.predict).to_json(),
         pseudo=bool(config.data.pseudo.run),
     )
+
+
+def _check_delays(config: Config) -> None:
+    """Refuse policies that start later than `augment.delays` can tell, or never."""
+    section, train = config.augment, config.train
+    names = (section.policy,) if isinstance(section.policy, str) else section.policy
+    for name, epochs in section.delays.items():
+        if name not in names:
+            raise ConfigError(f"augment.delays: {unknown('policy of augment.policy', name, names)}")
+        if policies.resolve(name).crop:
+            raise ConfigError(f"augment.delays: {name} crops images while they are read, in every epoch; leave it out")
+        if not train.budget and epochs >= train.epochs:
+            raise ConfigError(
+                f"augment.delays: {name} would never start; expected fewer than train.epochs={train.epochs}, found "
+                f"{epochs}"
+            )
+    if section.delays and train.consistency != "none":
+        raise ConfigError(
+            f"augment.delays: train.consistency={train.consistency} compares augmented views in every epoch; leave one "
+            "of them out"
+        )
 
 
 def _has_external_weights(config: Config) -> bool:

@@ -31,12 +31,13 @@ def draw(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval
         intervals: of the importances.
     """
     path = study.folder / "study.html"
-    sections = _sections(study, report, intervals)
-    files.write_atomically(path, page.render(f"study {report.name}", sections).encode())
+    shown = sections(study, report, intervals)
+    files.write_atomically(path, page.render(f"study {report.name}", shown).encode())
     return path
 
 
-def _sections(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval]) -> Iterator[Section]:
+def sections(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval]) -> Iterator[Section]:
+    """Yield the sections of study.html; see `draw`."""
     counts = ", ".join(f"{count} {state}" for state, count in report.counts.items() if count)
     yield Section("", page.note(f"{', '.join(report.metrics)}; trials: {counts or 'none'}"))
     complete = study.ranked()

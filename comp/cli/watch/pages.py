@@ -25,10 +25,10 @@ from comp.results.unfinished import UnfinishedRun
 from comp.runtime.errors import RunError, UserError, plural, readable
 
 Stamp = tuple[tuple[str, int, int], ...]  # name, time and size of files
-_SHOWN = (".csv", ".json", ".yaml")  # files of a run folder that its page shows, beside the plots
+_SHOWN = (".csv", ".json", ".yaml", "plots")  # what a run's page shows: names in its folder end so
 _STORES = ("study.log", "study.db")
 _SERVER_SECONDS = 10  # a study on a database server is asked again no sooner
-_LEFT_OUT = ("parameters", "device", "submission")  # columns of the leaderboard that a run's own page has
+_LEFT_OUT = ("parameters", "device")  # columns of the leaderboard that a run's own page has
 _LATEST = {  # columns of history.csv -> cards of a run without scores
     "val_metric": "validation metric",
     "val_accuracy": "validation accuracy",
@@ -57,21 +57,6 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Board:
-    """The leaderboard of one competition, or of its runs of one metric and task.
-
-    Attributes:
-        title: the competition, and the metric if it has several.
-        cells: heading -> text, of each row.
-        notes: what the rows are sorted by, and what their differences mean.
-    """
-
-    title: str
-    cells: list[dict[str, str]]
-    notes: list[str]
-
-
-@dataclass(frozen=True)
 class Pages:
     """Makes the pages.
 
@@ -82,7 +67,7 @@ class Pages:
 
     root: Path
     prefix: str
-    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     def answer(self, parts: Sequence[str]) -> tuple[HTTPStatus, bytes]:
         """Return the page at a path; one that cannot be made now says why."""
@@ -101,11 +86,12 @@ class Pages:
         """Return a page; empty if there is none of this name."""
         now = snapshot(self.root)
         if kind == "run" and (run := now.runs.get(name)):
-            study = os.path.relpath(run.path.parent, self.root)
-            above = self._way_back(study if study in now.studies else "")
-            return _run_page(run, stamp(run.path), now.unfinished.get(name), above)
+            way_back = self._way_back(next((key for key, at in now.studies.items() if at == run.path.parent), ""))
+            return _run_page(run, stamp(run.path), now.unfinished.get(name), way_back)
         if kind == "study" and name in now.studies:
-            return page.render(f"study {now.studies[name].name}", self._study(now, name), live=True)
+            line, sections = _study(now, name)
+            shown = [self._way_back(), Section("", page.note(line)), *sections]
+            return page.render(f"study {now.studies[name].name}", shown, live=True)
         return "" if kind else self._overview(now)
 
     def _message(self, text: str) -> str:
@@ -118,51 +104,36 @@ class Pages:
     def _link(self, kind: str, path: str) -> str:
         return f'<a href="{self.prefix}/{kind}/{quote(os.fsencode(path))}">{page.text(path)}</a>'
 
-    def _cell(self, kind: str, path: str) -> str:
+    def cell(self, kind: str, path: str) -> str:
+        """Return a table's cell that links a page."""
         return f'<td class="text">{self._link(kind, path)}</td>'
-
-    def _study(self, now: Snapshot, path: str) -> Iterator[Section]:
-        line, sections = study_sections(now, path)
-        yield self._way_back()
-        yield Section("", page.note(line))
-        yield from sections
 
     def _overview(self, now: Snapshot) -> str:
         running = {path: row for path, row in now.unfinished.items() if row.state == "running"}
         others = {path: row for path, row in now.unfinished.items() if path not in running}
+        complete = {path: run for path, run in now.runs.items() if path not in now.unfinished}
         counts = f"{plural(len(now.runs), 'run')}, {len(running):,} running, {len(others):,} not complete"
         linked = f"{plural(now.linked, 'run')} left out: behind links that lead elsewhere" if now.linked else ""
         none = "This page fills as trainings begin." if not now.runs else ""
         notes = "".join(page.note(line) for line in (counts, none, linked) if line)
-        rows = [[self._cell("run", path), progress(row)] for path, row in running.items()]
-        studies = [[self._cell("study", path), page.text_cell(_study_line(now, path))] for path in now.studies]
+        rows = [[self.cell("run", path), _bar(row)] for path, row in running.items()]
+        studies = [[self.cell("study", path), page.text_cell(_study(now, path)[0])] for path in now.studies]
         stopped = [
-            [self._cell("run", path), row.state, progress(row), *map(page.text_cell, (row.reason, row.resume))]
+            [self.cell("run", path), row.state, _bar(row), *map(page.text_cell, (row.reason, row.resume))]
             for path, row in others.items()
         ]
         sections = [
             Section("", notes),
-            Section("Running", page.table(("run", "epochs"), rows) if rows else ""),
-            Section("Studies", page.table(("study", "progress"), studies) if studies else ""),
-            *self._boards(now),
-            Section(
-                "Not complete",
-                page.table(("run", "state", "epochs", "reason", "continue with"), stopped) * bool(stopped),
-            ),
+            Section("Running", _table(("run", "epochs"), rows)),
+            Section("Studies", _table(("study", "progress"), studies)),
+            *_boards(self, tuple((path, *_time_and_size(run.path / "metrics.json")) for path, run in complete.items())),
+            Section("Not complete", _table(("run", "state", "epochs", "reason", "continue with"), stopped)),
         ]
         return page.render(f"trainings in {self.root}", sections, live=True)
 
-    def _boards(self, now: Snapshot) -> Iterator[Section]:
-        complete = {path: run for path, run in now.runs.items() if path not in now.unfinished}
-        files = tuple((path, *_time_and_size(run.path / "metrics.json")) for path, run in complete.items())
-        boards, damaged = _read_boards(self.root, files)
-        for board in boards:
-            rows = [
-                [self._cell(name, cell) if name == "run" else page.text(cell) for name, cell in row.items()]
-                for row in board.cells
-            ]
-            yield Section(board.title, page.table(list(board.cells[0]), rows) + page.note("\n".join(board.notes)))
-        yield Section("Damaged", "".join(map(page.note, damaged)))
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return page.table(head, rows) if rows else ""
 
 
 def snapshot(root: Path) -> Snapshot:
@@ -184,7 +155,7 @@ def snapshot(root: Path) -> Snapshot:
             path: _describe(run, stamp(run.path), unfinished.is_written(run)) for path, run in incomplete.items()
         },
         studies={
-            os.path.relpath(folder, root): folder
+            folder.resolve().name if folder == root else os.path.relpath(folder, root): folder
             for folder, is_inside in sorted(parents.items())
             if is_inside and (folder / "study.json").is_file()
         },
@@ -199,8 +170,11 @@ def _describe(run: Run, files: Stamp, is_written: bool) -> UnfinishedRun:
 
 def stamp(folder: Path) -> Stamp:
     """Return what changes when a run's page may have changed."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in _SHOWN) if folder.is_dir() else []
-    return tuple((name, *_time_and_size(folder / name)) for name in (*names, "plots"))
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(_SHOWN))
+    except OSError:  # deleted meanwhile
+        names = []
+    return tuple((name, *_time_and_size(folder / name)) for name in names)
 
 
 def _time_and_size(path: Path) -> tuple[int, int]:
@@ -212,15 +186,15 @@ def _time_and_size(path: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=32)
-def _run_page(run: Run, files: Stamp, row: UnfinishedRun | None, above: Section) -> str:
+def _run_page(run: Run, files: Stamp, row: UnfinishedRun | None, way_back: Section) -> str:
     shown = _unfinished_sections(run, row) if row else _complete_sections(run)
-    return page.render(run.name, [above, *shown], live=True)
+    return page.render(run.name, [way_back, *shown], live=True)
 
 
 def _complete_sections(run: Run) -> Iterator[Section]:
-    yield from report.sections(run)
     if not (run.path / diagnostics.FILE).is_file():
-        yield Section("", page.note(f"Scores by class, confusions and mistakes: comp evaluate {run.path}"))
+        yield Section("", page.note(f"for scores by class, confusions and mistakes: comp evaluate {run.path}"))
+    yield from report.sections(run)
 
 
 def _unfinished_sections(run: Run, row: UnfinishedRun) -> Iterator[Section]:
@@ -235,7 +209,7 @@ def _unfinished_sections(run: Run, row: UnfinishedRun) -> Iterator[Section]:
 
 
 def _cards(history: Sequence[Mapping[str, str]], row: UnfinishedRun) -> Iterator[str]:
-    yield page.card("epochs", f"<b>{row.epochs:,}{f' of {row.of:,}' if row.of else ''}</b>")
+    yield page.card("epochs", f"<b>{_epochs(row)}</b>")
     if not history:
         return
     if row.of and row.state == "running":
@@ -249,14 +223,17 @@ def _cards(history: Sequence[Mapping[str, str]], row: UnfinishedRun) -> Iterator
             yield page.card(title, f"<b{page.data(value)}>{value:.4f}</b>")
 
 
-def progress(row: UnfinishedRun) -> str:
-    """Return a bar of the epochs that have ended, and their number."""
+def _epochs(row: UnfinishedRun) -> str:
+    return f"{row.epochs:,} of {row.of:,}" if row.of else f"{row.epochs:,}"
+
+
+def _bar(row: UnfinishedRun) -> str:
     bar = f'<progress max="{row.of}" value="{row.epochs}"></progress> ' if row.of else ""
-    return f"{bar}{row.epochs:,}{f' of {row.of:,}' if row.of else ''}"
+    return f"{bar}{_epochs(row)}"
 
 
-def study_sections(now: Snapshot, path: str) -> tuple[str, list[Section]]:
-    """Return how far a study is, and the sections of its page; see `tuning.results.load_sections`."""
+def _study(now: Snapshot, path: str) -> tuple[str, list[Section]]:
+    """Return how far a study is, or why that is unknown, and the sections of its page."""
     folder = now.studies[path]
     stores = tuple((name, *_time_and_size(folder / name)) for name in _STORES if (folder / name).exists())
     server = () if stores else (("server", int(time.monotonic() / _SERVER_SECONDS), 0),)
@@ -268,40 +245,42 @@ def study_sections(now: Snapshot, path: str) -> tuple[str, list[Section]]:
 def _load_study(folder: Path, files: Stamp, running: tuple[str, ...]) -> tuple[str, list[Section]]:
     from comp.tuning import results  # imports optuna
 
-    return results.load_sections(folder)
-
-
-def _study_line(now: Snapshot, path: str) -> str:
     try:
-        return study_sections(now, path)[0]
+        return results.load_sections(folder)
     except UserError as error:
-        return readable(error)
+        return readable(error), []
 
 
 @functools.lru_cache(maxsize=2)
-def _read_boards(root: Path, files: Stamp) -> tuple[list[Board], list[str]]:
-    """Return the leaderboards of the complete runs, and what is wrong with damaged ones."""
+def _boards(pages: Pages, files: Stamp) -> list[Section]:
+    """Return the leaderboard of each competition, of the runs whose metrics.json are `files`, and the damaged runs."""
     paths, damaged = {path for path, *_ in files}, list[RunError]()
-    all_rows = leaderboard.read_rows(root, on_damaged=damaged.append)
-    rows = [row for row in all_rows if os.path.relpath(row.run, root) in paths]
-    boards: list[Board] = []
+    all_rows = leaderboard.read_rows(pages.root, on_damaged=damaged.append)
+    rows = [row for row in all_rows if os.path.relpath(row.run, pages.root) in paths]
+    sections: list[Section] = []
     for _, group in itertools.groupby(rows, lambda row: row.competition):
-        boards += _competition_boards(root, list(group))
-    return boards, [readable(error) for error in damaged]
+        sections += _competition(pages, list(group))
+    return [*sections, Section("Damaged", "".join(page.note(readable(error)) for error in damaged))]
 
 
-def _competition_boards(root: Path, rows: list[LeaderboardRow]) -> Iterator[Board]:
+def _competition(pages: Pages, rows: list[LeaderboardRow]) -> Iterator[Section]:
+    """Yield a competition's leaderboard as `comp leaderboard` prints it: a table for each metric."""
     verdicts = analysis.analyze_leaderboard(rows, "auto")
     marks = iter(["" if above is None else "\u00a0<" if above.is_real else "\u00a0~" for above in verdicts.above])
     groups = leaderboard.comparable_groups(rows, "auto")
     for group in groups:
         metrics = [name for name in dict.fromkeys(row.metric for row in group) if name != "accuracy"]
-        cells = [board_cells(row, rank, metrics) for rank, row in enumerate(group, 1)]
-        columns = [name for name in cells[0] if name not in _LEFT_OUT and any(line[name] for line in cells)]
-        lines = [{name: line[name] for name in columns} for line in cells]
+        lines = [board_cells(row, rank, metrics) for rank, row in enumerate(group, 1)]
+        columns = [name for name in lines[0] if name not in _LEFT_OUT and any(line[name] for line in lines)]
+        cells = []
         for line in lines:
-            line |= {"#": line["#"] + next(marks), "run": os.path.relpath(line["run"], root)}
+            shown = {name: page.text(line[name]) for name in columns}
+            shown |= {
+                "#": page.text(line["#"] + next(marks)),
+                "run": pages.cell("run", os.path.relpath(line["run"], pages.root)),
+            }
+            cells.append([*shown.values()])
         title = f": {group[0].metric} ({group[0].task})" if len(groups) > 1 else ""
-        is_last = group is groups[-1]
-        notes = [leaderboard.describe_sort(rows, "auto"), LEGEND, *verdicts.sentences()] if is_last else []
-        yield Board(f"Leaderboard of {group[0].competition}{title}", lines, notes)
+        yield Section(f"Leaderboard of {group[0].competition}{title}", page.table(columns, cells))
+    notes = [leaderboard.describe_sort(rows, "auto"), LEGEND, *verdicts.sentences()]
+    yield Section("", page.note("\n".join(notes)))

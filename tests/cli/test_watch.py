@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -20,8 +21,9 @@ from PIL import Image
 from comp import config as configs
 from comp.results import runs
 from comp.results.runs import Run
+from tests.cli.test_json import TABLES, assert_documented
 from tests.support.browser import NEEDS_CHROMIUM, Browser
-from tests.support.commands import Result, assert_refused, comp_process
+from tests.support.commands import REPOSITORY, Result, assert_refused, comp_process
 from tests.support.configs import tuned, write_config
 from tests.support.frozen_runs import ENSEMBLE, FLIPPED, PLAIN, thawed
 
@@ -100,6 +102,7 @@ def address(run: Run) -> str:
 
 
 def test_the_leaderboard_leads_to_each_run_and_its_report(site: Site) -> None:
+    assert_documented(site.first, TABLES["comp watch"])
     text = site.page()
     links = re.findall(rf'href="/{site.token}/(run/[^"]+)"', text)
     assert {f"run/{path.removeprefix('runs/')}" for path in (PLAIN, FLIPPED, ENSEMBLE)} == set(links)
@@ -250,9 +253,11 @@ def test_an_empty_folder_is_watched_on_the_next_free_port_until_runs_begin(tmp_p
 @pytest.mark.slow  # a study
 def test_a_study_shows_its_progress_and_tune_names_the_command(workplace: Path) -> None:
     write_config(workplace / "tuned.yaml", tuned({"optim.lr": {"float": [1e-4, 1e-1], "log": True}}, trials=3))
-    ended = comp_process("tune", "tuned.yaml", cwd=workplace)
+    (workplace / "lib/optuna_dashboard").mkdir(parents=True)
+    path = f"{workplace / 'lib'}:{REPOSITORY}"
+    ended = comp_process("tune", "tuned.yaml", cwd=workplace, env={**os.environ, "PYTHONPATH": path})
     assert ended.returncode == 0, ended.stderr
-    assert "watch it: comp watch runs\n" in ended.stderr
+    assert "watch it: comp watch runs\nor: optuna-dashboard runs/small/tuned/study.log\n" in ended.stderr
     with watched(workplace) as site:
         overview = site.page()
         assert "3 of 3 trials ended (3 done)" in overview

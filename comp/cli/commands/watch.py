@@ -1,5 +1,6 @@
 """`comp watch`."""
 
+import platform
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,17 +37,16 @@ def watch(
         raise RunError(f"{runs}: is one run; name the folder that holds it: comp watch {runs.parent}")
     snapshot(runs)  # refuses a whole disk
     with listen(lambda token: Pages(runs, f"/{token}").answer, port) as server:
-        signals.interrupt_at_once()
-        if as_json:
-            console.print_json({"url": server.url, "token": server.token, "port": server.port}, indent=None)
-        else:
-            console.print_line(f"watching    {runs}")
-            console.print_line(f"open        {server.url}")
-            console.print_text(
-                f"From another machine: ssh -L {server.port}:127.0.0.1:{server.port} HOST. Ctrl-C ends it."
-            )
-        sys.stdout.flush()
         try:
+            signals.interrupt_at_once()
+            if as_json:
+                console.print_json({"url": server.url, "token": server.token, "port": server.port}, indent=None)
+            else:
+                console.print_line(f"watching    {runs}")
+                console.print_line(f"open        {server.url}")
+                console.print_text("Ctrl-C ends it. To open it on another machine, first run there:")
+                console.print_line(f"            ssh -L {server.port}:127.0.0.1:{server.port} {platform.node()}")
+            sys.stdout.flush()
             server.serve_forever()
         except Interrupted as stop:
             raise typer.Exit(stop.exit_code) from None

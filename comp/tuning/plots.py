@@ -57,7 +57,7 @@ def _recommendation(report: "StudyReport") -> str:
     """Return which trial is recommended, its scores with new seeds, and its command."""
     metric, number = report.metrics[0], report.recommended
     row = next(row for row in report.trials if row["trial"] == number)
-    run = f"<p><code>comp run {page.text(report.folder / 'best.yaml')}</code></p>"
+    run = f"<p><code>comp run {page.text(report.best)}</code></p>" if report.best else ""  # written at the end
     if not report.confirmed:
         why = f"trial {number}, {metric} {row[metric]:.4f} in the search. No trial was trained again with new seeds, "
         return page.note(f"Recommended: {why}so this value is biased: it is the luckiest of many.") + run

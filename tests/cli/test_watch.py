@@ -10,9 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -39,17 +38,12 @@ class Site:
         self.url, self.token, self.port = (self.first[key] for key in ("url", "token", "port"))
 
     def ask(
-        self,
-        path: str = "",
-        headers: Mapping[str, str] = MappingProxyType({}),
-        *,
-        method: str = "GET",
-        whole: bool = False,
+        self, path: str = "", headers: dict[str, str] | None = None, *, method: str = "GET"
     ) -> tuple[int, str, http.client.HTTPMessage]:
-        """Return status, content and headers; the path is sent as it is, below the token unless it is a `whole` one."""
+        """Return status, content and headers; the path is sent as it is, below the token unless it begins with `/`."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
-            connection.request(method, path if whole else f"/{self.token}/{path}", headers=dict(headers))
+            connection.request(method, path if path[:1] == "/" else f"/{self.token}/{path}", headers=headers or {})
             answer = connection.getresponse()
             return answer.status, answer.read().decode(), answer.headers
 
@@ -187,7 +181,7 @@ def test_no_path_leads_out_of_the_folder(folder: Path, site: Site, tmp_path: Pat
 
 def test_only_those_with_the_token_and_this_machines_name_may_read(site: Site) -> None:
     for path in ("/", "/x/", f"/{site.token[:-1]}/", f"/{site.token}x/", "/%ff/", f"/?token={site.token}"):
-        status, text, _ = site.ask(path, whole=True)
+        status, text, _ = site.ask(path)
         assert (status, "trainings" in text) == (403, False)
     for host in ("evil.example", f"evil.example:{site.port}", "127.0.0.1.evil.example", "", "[::1]"):
         assert site.ask("", {"Host": host})[0] == 403

@@ -29,6 +29,7 @@ from comp.cli.commands import (
     submission,
     train,
     tune,
+    watch,
 )
 from comp.runtime import cores, escape, memory, signals, streams
 from comp.runtime.errors import Interrupted, UserError, describe_system_error, readable
@@ -207,6 +208,7 @@ _FILES = (
     submission.diff,
     submission.submit,
     report.report,
+    watch.watch,
     clean.clean,
     models.models,
 )

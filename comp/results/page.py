@@ -1,7 +1,7 @@
 """HTML pages in one file that load nothing: their style for screens, dark screens and paper, and a script for charts.
 
-The content security policy names the script by its hash, so that no other one can run. Without it, charts are still
-drawn, and a browser shows their marks' titles.
+The content security policy names each script by its hash, so that no other one can run. Without them, charts are
+still drawn, and a browser shows their marks' titles.
 """
 
 import base64
@@ -25,7 +25,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: any
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--edge); }
 a { color: var(--link); } nav { margin-bottom: 1rem; } nav ul { list-style: none; margin: 0; padding: 0;
 display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; } nav a { text-decoration: none; }
-.note { color: var(--soft); font-size: .9rem; }
+.note { color: var(--soft); font-size: .9rem; white-space: pre-line; }
 @media screen and (min-width: 68rem) { .page.listed { display: grid; grid-template-columns: 11rem minmax(0, 1fr);
 gap: 2rem; } nav { position: sticky; top: 1rem; align-self: start; } nav ul { flex-direction: column; } }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .3rem 0; }
@@ -39,6 +39,8 @@ tr.best td { background: var(--panel); font-weight: 600; }
 .card { background: var(--panel); border: 1px solid var(--edge); border-radius: .5rem; padding: .5rem .7rem;
 max-width: 16rem; } .card b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .card span, .card small { display: block; font-size: .8rem; color: var(--soft); } .card .title { color: var(--ink); }
+.state { position: sticky; bottom: 0; margin: 0; padding: .3rem 1rem; background: var(--bg);
+border-top: 1px solid var(--edge); } progress { accent-color: var(--s0); width: 7rem; }
 .winner { font-size: 1.05rem; } .grid { display: grid; gap: 1rem 1.5rem; align-items: start;
 grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); } .grid > * { min-width: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; margin: .4rem 0;
@@ -71,7 +73,8 @@ _SCRIPT = """
 (() => {
   const tip = document.createElement('div');
   tip.className = 'tip'; tip.hidden = true; document.body.append(tip);
-  document.querySelectorAll('svg.chart title').forEach(t => { t.parentNode.dataset.tip = t.textContent; t.remove(); });
+  const prepare = () => document.querySelectorAll('svg.chart title').forEach(
+    t => { t.parentNode.dataset.tip = t.textContent; t.remove(); });
   let on = null;
   const hide = () => { if (on) on.classList.remove('on'); on = null; tip.hidden = true; };
   const show = mark => {
@@ -90,6 +93,8 @@ _SCRIPT = """
     const swatch = event.target.closest('.legend span, tr')?.querySelector('[data-style]');
     dim(swatch?.dataset.style);
   };
+  prepare();
+  document.addEventListener('refreshed', () => { hide(); prepare(); });
   document.addEventListener('pointerover', over);
   document.addEventListener('click', over);
   document.addEventListener('focusin', event =>
@@ -108,6 +113,37 @@ _SCRIPT = """
 })();
 """
 
+# Asks the page's own address for its newest state, and keeps what the reader has opened and scrolled to. A page waits
+# while a value is shown under the pointer.
+_REFRESH = """
+(() => {
+  const line = document.createElement('p');
+  line.className = 'note state'; document.body.append(line);
+  const say = text => { line.textContent = text; };
+  say('refreshes itself');
+  let shown = '';
+  const replace = fresh => {
+    const old = document.querySelector('.page');
+    const left = [...old.querySelectorAll('.scroll')].map(part => part.scrollLeft);
+    const open = new Set([...old.querySelectorAll('details[open] > summary')].map(part => part.textContent));
+    fresh.querySelectorAll('summary').forEach(part => { part.parentNode.open = open.has(part.textContent); });
+    old.replaceWith(fresh);
+    fresh.querySelectorAll('.scroll').forEach((part, place) => { part.scrollLeft = left[place] ?? 0; });
+    document.dispatchEvent(new Event('refreshed'));
+  };
+  const refresh = async () => {
+    if (document.hidden || document.querySelector('.tip:not([hidden])')) return;
+    const text = await (await fetch(location.href.split('#')[0], {cache: 'no-cache'})).text();
+    if (text !== shown) replace(new DOMParser().parseFromString(text, 'text/html').querySelector('.page'));
+    shown = text;
+    say('refreshes itself');
+  };
+  const again = () => refresh().catch(() => say('no answer from comp watch: this is the last state that it sent'))
+    .finally(() => setTimeout(again, 2000));
+  setTimeout(again, 2000);
+})();
+"""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -122,8 +158,14 @@ class Section:
     body: str
 
 
-def render(title: str, sections: Iterable[Section]) -> str:
-    """Return a page: its title, a list of contents if there are several, and its sections."""
+def render(title: str, sections: Iterable[Section], *, live: bool = False) -> str:
+    """Return a page: its title, a list of contents if there are several, and its sections.
+
+    Args:
+        title: of the page.
+        sections: in their order.
+        live: whether the page asks the server that it came from for its newest state, every two seconds.
+    """
     shown = [section for section in sections if section.body]
     titled = [section.title for section in shown if section.title]
     links = "".join(f'<li><a href="#{_anchor(name)}">{text(name)}</a></li>' for name in titled)
@@ -134,11 +176,11 @@ def render(title: str, sections: Iterable[Section]) -> str:
         else part.body
         for part in shown
     )
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    script = ""
-    if 'class="chart"' in body:
-        digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-        policy, script = f"{policy}; script-src 'sha256-{digest}'", f"<script>{_SCRIPT}</script>"
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'" + "; connect-src 'self'" * live
+    scripts = [_SCRIPT] * (live or 'class="chart"' in body) + [_REFRESH] * live
+    if scripts:
+        policy += f"; script-src {' '.join(map(_digest, scripts))}"
+    script = "".join(f"<script>{part}</script>" for part in scripts)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">
@@ -156,6 +198,10 @@ def render_pictures(title: str, head: Sequence[str], pictures: Sequence[bytes], 
     return render(title, [Section("", table(("picture", *head), cells))])
 
 
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def _anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
@@ -170,6 +216,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, best: Sequence[
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def cards(items: Iterable[str]) -> str:
+    """Return cards side by side."""
+    return f'<div class="cards">{"".join(items)}</div>'
+
+
+def card(title: str, value: str, lines: Iterable[str] = ()) -> str:
+    """Return a card: a number, which is HTML, under its title, and lines of small text."""
+    small = "".join(f"<small>{text(line)}</small>" for line in lines)
+    return f'<div class="card"><span class="title">{text(title)}</span>{value}{small}</div>'
+
+
 def grid(parts: Iterable[str]) -> str:
     """Return parts side by side where there is room, else stacked."""
     shown = [f"<div>{part}</div>" for part in parts if part]
@@ -177,7 +234,7 @@ def grid(parts: Iterable[str]) -> str:
 
 
 def note(line: str) -> str:
-    """Return a line of small text."""
+    """Return small text, of one line or several."""
     return f'<p class="note">{text(line)}</p>'
 
 

@@ -135,19 +135,19 @@ def render_page(run: Run, *, baseline: Config | None = None, compared: Run | Non
     Raises:
         RunError: a file of the run is damaged.
     """
-    return page.render(run.name, _sections(run, baseline, compared))
+    return page.render(run.name, sections(run, baseline, compared))
 
 
-def _sections(run: Run, baseline: Config | None, compared: Run | None) -> Iterator[Section]:
+def sections(run: Run, baseline: Config | None = None, compared: Run | None = None) -> Iterator[Section]:
+    """Yield the sections of `render_page`."""
     scores, provenance = run.metrics(), run.provenance()
     summary = ", ".join((scores.competition, scores.model, str(provenance.get("time") or "")))
     cards = [_card(row, run, score, compared) for row in headlines([scores]) if (score := row.score(scores))]
     against = page.note(f"differences to {compared.name}, with 95 % intervals") if compared else ""
     shown = "".join(map(page.note, _notes(scores)))
-    yield Section("", f'{page.note(summary)}<div class="cards">{"".join(cards)}</div>{against}{shown}')
+    yield Section("", f"{page.note(summary)}{page.cards(cards)}{against}{shown}")
     yield Section("Estimated accuracy (no labels)", _estimates(scores))
-    yield Section("Curves", _curves(run, scores))
-    yield Section("Layers", _norms(run))
+    yield from curves(run, scores.best_epoch)
     evaluation = run.path / diagnostics.FILE
     if evaluation.is_file():
         try:
@@ -160,17 +160,21 @@ def _sections(run: Run, baseline: Config | None, compared: Run | None) -> Iterat
                 f"{evaluation}: damaged ({files.error_text(error)}); create it again: comp evaluate {run.path}"
             ) from None
     yield Section("What was trained", _trainable(scores))
+    yield from origins(run, baseline)
+
+
+def origins(run: Run, baseline: Config | None = None) -> Iterator[Section]:
+    """Yield what a run was started with: how its config differs from a baseline, else the defaults, and provenance."""
     yield Section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
-    yield Section("Provenance", f"<pre>{page.text(json.dumps(provenance, indent=2, ensure_ascii=False))}</pre>")
+    provenance = json.dumps(run.provenance(), indent=2, ensure_ascii=False)
+    yield Section("Provenance", f"<pre>{page.text(provenance)}</pre>")
 
 
 def _card(row: Headline, run: Run, score: Score, compared: Run | None) -> str:
     lines = [f"95 %: {row.form.format(score.low)} to {row.form.format(score.high)}"] if score.low is not None else []
     if compared and row.metric and (found := difference(run, compared, row)):
         lines.append(signed(*found))
-    small = "".join(f"<small>{line}</small>" for line in lines)
-    value = f"<b{page.data(score.value)}>{row.form.format(score.value)}</b>"
-    return f'<div class="card"><span class="title">{page.text(row.title)}</span>{value}{small}</div>'
+    return page.card(row.title, f"<b{page.data(score.value)}>{row.form.format(score.value)}</b>", lines)
 
 
 def _notes(scores: RunMetrics) -> Iterator[str]:
@@ -195,7 +199,8 @@ def _estimates(scores: RunMetrics) -> str:
     return page.table(("predictions", "accuracy", "interval"), rows) if rows else ""
 
 
-def _curves(run: Run, scores: RunMetrics) -> str:
+def curves(run: Run, best_epoch: int | None) -> Iterator[Section]:
+    """Yield a run's curves so far, with a line at the epoch of its best weights, and its norms by layer."""
     history = run.history()
     drawn = []
     for title, columns in plots.panels(history).items():
@@ -203,11 +208,12 @@ def _curves(run: Run, scores: RunMetrics) -> str:
         series = {label: points for label, points in series.items() if points}
         if series:
             plot = charts.lines(title, series, "epoch")
-            if scores.best_epoch:
-                plot.guide(scores.best_epoch)
+            if best_epoch:
+                plot.guide(best_epoch)
             drawn.append(plot.svg() + (charts.legend(series) if len(series) > 1 else ""))
-    best = f"Dashed: the best weights, after epoch {scores.best_epoch}." if scores.best_epoch and drawn else ""
-    return page.grid(drawn) + (page.note(best) if best else "")
+    best = f"Dashed: the best weights, after epoch {best_epoch}." if best_epoch and drawn else ""
+    yield Section("Curves", page.grid(drawn) + (page.note(best) if best else ""))
+    yield Section("Layers", _norms(run))
 
 
 def _norms(run: Run) -> str:

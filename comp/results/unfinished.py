@@ -68,7 +68,7 @@ def list_unfinished(root: Path, *, competition: str | None = None, since: str | 
         since: as in `leaderboard.read_rows`.
     """
     recent = (run for run in leaderboard.runs_since(root, since) if not run.is_complete())
-    return [row for row in map(_describe, recent) if competition in (None, row.competition)]
+    return [row for row in map(describe, recent) if competition in (None, row.competition)]
 
 
 def is_written(run: Run) -> bool:
@@ -80,7 +80,8 @@ def is_written(run: Run) -> bool:
         return True
 
 
-def _describe(run: Run) -> UnfinishedRun:
+def describe(run: Run) -> UnfinishedRun:
+    """Return the state of a run that is not complete."""
     path, started = str(run.path), leaderboard.start_time(run)
     try:
         config, finished = run.config(), len(run.history())

@@ -41,6 +41,19 @@ def catch_stop_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def interrupt_at_once() -> None:
+    """Let the next SIGINT or SIGTERM raise `Interrupted` without a word: for a command with nothing to bring to an end.
+
+    `catch_stop_signals` sets the handlers of before again.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+
+
 def raise_if_interrupted() -> None:
     """Raise `Interrupted` after a signal; call it where the work can be resumed."""
     if _pending:

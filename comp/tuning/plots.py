@@ -31,12 +31,13 @@ def draw(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval
         intervals: of the importances.
     """
     path = study.folder / "study.html"
-    sections = _sections(study, report, intervals)
-    files.write_atomically(path, page.render(f"study {report.name}", sections).encode())
+    shown = sections(study, report, intervals)
+    files.write_atomically(path, page.render(f"study {report.name}", shown).encode())
     return path
 
 
-def _sections(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval]) -> Iterator[Section]:
+def sections(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval]) -> Iterator[Section]:
+    """Yield the sections of study.html; see `draw`."""
     counts = ", ".join(f"{count} {state}" for state, count in report.counts.items() if count)
     yield Section("", page.note(f"{', '.join(report.metrics)}; trials: {counts or 'none'}"))
     complete = study.ranked()
@@ -56,7 +57,7 @@ def _recommendation(report: "StudyReport") -> str:
     """Return which trial is recommended, its scores with new seeds, and its command."""
     metric, number = report.metrics[0], report.recommended
     row = next(row for row in report.trials if row["trial"] == number)
-    run = f"<p><code>comp run {page.text(report.folder / 'best.yaml')}</code></p>"
+    run = f"<p><code>comp run {page.text(report.best)}</code></p>" if report.best else ""  # written at the end
     if not report.confirmed:
         why = f"trial {number}, {metric} {row[metric]:.4f} in the search. No trial was trained again with new seeds, "
         return page.note(f"Recommended: {why}so this value is biased: it is the luckiest of many.") + run

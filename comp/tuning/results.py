@@ -5,7 +5,7 @@ import csv
 import io
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from optuna.trial import FrozenTrial, TrialState
 from comp import config as configs
 from comp.config import space
 from comp.results import files, runs, stats
+from comp.results.page import Section
 from comp.results.runs import Run
 from comp.results.stats import Interval
 from comp.runtime import escape
-from comp.runtime.errors import RunError
+from comp.runtime.errors import RunError, plural
 from comp.tuning import confirm, create, objectives, plots
 from comp.tuning.confirm import ConfirmedTrial
+from comp.tuning.create import StudyPlan
 from comp.tuning.storage import answering, interrupted
 from comp.tuning.study import SHEDS, Study, failure_reason
 
@@ -197,14 +199,43 @@ def load_report(name: str, *, runs_root: Path = Path("runs"), storage: str = "")
     Raises:
         StudyError: there is no such study.
     """
-    plan = create.find_plan(name, runs_root, storage)
+    with _opened(create.find_plan(name, runs_root, storage)) as (search, confirmation):
+        return report(search, confirmation, write=False)
+
+
+def load_sections(folder: Path) -> tuple[str, list[Section]]:
+    """Return how far a study is, in a line, and the sections of its study.html as they would be now; see `load_report`.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: its storage cannot be opened; one with a password cannot.
+    """
+    with _opened(create.find_plan(str(folder), folder.parent.parent, "")) as (search, confirmation):
+        result = report(search, confirmation, write=False)
+        intervals = _importance_intervals(search) if result.importance else {}
+        counts = ", ".join(f"{count} {state}" for state, count in result.counts.items() if count)
+        parts = [f"{len(search.ended())} of {plural(search.total, 'trial')} ended ({counts or 'none begun'})"]
+        if best := next(iter(search.ranked()), None):
+            parts.append(f"best {result.metrics[0]} {best.values[0]:.4f} (trial {best.number})")
+        if confirmation:
+            parts.append(f"{len(confirmation.ended())} of {confirmation.total} trainings with new seeds")
+        if result.interrupted:
+            parts.append(f"{len(result.interrupted)} interrupted, continue with: {result.command}")
+        return "; ".join(parts), list(plots.sections(search, result, intervals))
+
+
+@contextlib.contextmanager
+def _opened(plan: StudyPlan) -> Iterator[tuple[Study, Study | None]]:
+    """Open an existing study, and its confirmation if there is one, without changing them."""
     with contextlib.ExitStack() as opened:
         opened.enter_context(answering(plan.folder))
         search = opened.enter_context(create.open_search(plan, make=False))
         confirmation = None
         if create.is_confirmed(plan):
             confirmation = opened.enter_context(create.open_confirmation(plan, make=False))
-        return report(search, confirmation, write=False)
+        yield search, confirmation
 
 
 def discard_weights(study: Study) -> None:

@@ -30,6 +30,7 @@ def tune(
     runs_root: Path = Path("runs"),
     workers: int = 1,
     pictures: bool = True,
+    on_start: Callable[[StudyPlan], None] = lambda plan: None,
     on_trial: OnTrial = lambda part, progress: None,
     progress: Progress = quiet,
 ) -> StudyReport:
@@ -41,6 +42,7 @@ def tune(
         runs_root: where run folders are; the study's is `<competition>/<name>` below it.
         workers: trainings at a time, each in its own process if there are several.
         pictures: write study.html at the end.
+        on_start: called before the first trial.
         on_trial: called with `search` or `confirm` and the study's progress when a trial has ended.
         progress: called at every step; with several workers twice a second.
 
@@ -58,6 +60,7 @@ def tune(
     with contextlib.ExitStack() as opened:
         opened.enter_context(answering(plan.folder))
         search = opened.enter_context(OPENERS[plan.part](plan))
+        on_start(plan)
         _run(search, plan, datasets, workers, on_trial, progress, timeout)
         confirmation = None
         if config.tune.confirm.top and search.ranked():

@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +15,9 @@ from hypothesis import strategies as st
 
 from comp.results import charts, comparison, diagnostics, page, prediction_files, report, runs
 from comp.results.page import Section
+from tests.support.browser import CHROMIUM, NEEDS_CHROMIUM
 from tests.support.commands import Result
 from tests.support.frozen_runs import FLIPPED, PLAIN, thawed
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 
 
 class Chart(html.parser.HTMLParser):

@@ -14,11 +14,10 @@ from PIL import Image
 
 from comp.cli import app
 from comp.results import runs
+from tests.support.browser import CHROMIUM, NEEDS_CHROMIUM
 from tests.support.commands import Result
 from tests.support.configs import small_config, write_arrays, write_config
 from tests.support.runs import the_run
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Page(html.parser.HTMLParser):
@@ -132,7 +131,7 @@ def test_the_page_of_an_unfinished_run_is_refused_with_the_command_that_finishes
     assert f"comp run --resume {paths[-1]}" in comp("report", two_runs, "-o", "page.html").err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
+@NEEDS_CHROMIUM
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_the_page_without_errors(two_runs: Path, comp: Callable[..., Result], width: int) -> None:
     run = next(path for path in two_runs.iterdir() if path.name.endswith("-small"))

@@ -84,6 +84,7 @@ def test_it_is_printed_in_two_short_lines_beside_the_result(trained: Trained) ->
     json.loads(trained.out)
     lines = [line for line in trained.err.splitlines() if line.startswith(("takes about", "needs about"))]
     assert len(lines) == 2
+    assert "watch it: comp watch runs\n" in trained.err
     assert all(len(line) <= 80 for line in lines)
 
 

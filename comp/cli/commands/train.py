@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from comp.models.classifier import Classifier
     from comp.results.runs import Run
     from comp.runtime.device import Execution
+    from comp.training.cost import Cost
 
 Resume = Annotated[
     Path | None,
@@ -138,7 +139,7 @@ def run(
                     force=force,
                     progress=progress,
                     team=team,
-                    **_printers(),
+                    **_printers(runs or RUNS),
                 )
     _print_result(result, as_json)
 
@@ -190,7 +191,9 @@ def train(
                 result = _open_to_resume(resume, data_overrides)
                 workflow.resume(result, on_epoch=console.print_epoch, progress=progress, team=team)
             else:
-                result = workflow.train(loaded, name=name, runs_root=root, progress=progress, team=team, **_printers())
+                result = workflow.train(
+                    loaded, name=name, runs_root=root, progress=progress, team=team, **_printers(root)
+                )
     _print_result(result, as_json)
 
 
@@ -429,19 +432,23 @@ def _read_existing(run: Path) -> "tuple[str, Execution]":
     return run.name.split("-", 2)[-1], device.from_json(files.read_json(recorded, device.RECORD_CURE), str(recorded))
 
 
-def _printers() -> dict[str, Any]:
-    """Return the arguments of `train` that print its progress."""
+def _printers(root: Path) -> dict[str, Any]:
+    """Return the arguments of `train` that print its progress; a long training's run can be watched below `root`."""
     from comp.cli import console
     from comp.models.surgery import trainable_table
 
     def print_start(run: "Run", model: "Classifier") -> None:
         console.print_start(run, trainable_table(model), model.weights_source)
 
+    def print_cost(cost: "Cost") -> None:
+        console.print_cost(cost)
+        console.print_watch(root)
+
     return {
         "on_data": console.print_notes,
         "on_start": print_start,
         "on_choice": console.print_choice,
-        "on_cost": console.print_cost,
+        "on_cost": print_cost,
         "on_epoch": console.print_epoch,
     }
 

@@ -62,7 +62,13 @@ def tune(
         with configs.naming_overrides(overrides or []), console.bars() as progress:
             loaded, name = _load(config, overrides, {**options, "storage": storage}, allow_plugins)
             study_result = search.tune(
-                loaded, name=name, runs_root=runs, workers=workers, on_trial=console.print_trial, progress=progress
+                loaded,
+                name=name,
+                runs_root=runs,
+                workers=workers,
+                on_start=lambda plan: console.print_watch(runs, plan.url),
+                on_trial=console.print_trial,
+                progress=progress,
             )
     if as_json:
         console.print_json(study_result.to_json())

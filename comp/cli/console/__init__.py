@@ -43,7 +43,7 @@ from comp.cli.console.runs import (
 )
 from comp.cli.console.shift import print_shift
 from comp.cli.console.training import print_choice, print_cost, print_epoch, print_lr_find, print_norms, print_start
-from comp.cli.console.tuning import print_study, print_trial
+from comp.cli.console.tuning import print_study, print_trial, print_watch
 
 __all__ = [
     "MOST_COUNTED_MODELS",
@@ -84,5 +84,6 @@ __all__ = [
     "print_text",
     "print_trial",
     "print_unfinished",
+    "print_watch",
     "print_written",
 ]

@@ -36,7 +36,7 @@ _SCORES = {
     "pooled_accuracy": "pooled",
 }
 _METRIC_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite", "pooled_metric": "pooled"}
-_LEGEND = "< significantly worse than the row above (95 %); ~ not significant"
+LEGEND = "< significantly worse than the row above (95 %); ~ not significant"
 _UNDEFINED = "- undefined for the images that were scored: comp report RUN says why"
 
 
@@ -64,7 +64,7 @@ def print_leaderboard(
     if len(listed) < len(rows):
         print_text(f"{len(rows) - len(listed):,} more: --top 0 shows all, --csv writes them")
     if any(marks):
-        print_line(_LEGEND)
+        print_line(LEGEND)
     if any(row.undefined for row in listed):
         print_text(_UNDEFINED)
     for sentence in verdicts.sentences():

@@ -98,15 +98,15 @@ def print_next(*words: object) -> None:
     print_line(f"next        {shlex.join(['comp', *map(str, words)])}")
 
 
-def print_json(values: Any) -> None:
-    """Print one JSON value, the only one of a command; docs/JSON.md has the keys of each."""
+def print_json(values: Any, indent: int | None = 2) -> None:
+    """Print one JSON value, the only one of a command; docs/JSON.md has the keys of each. None: in one line."""
     import pydantic_core  # many times faster than the standard library on ten thousand rows
 
     streams.await_json(False)
     try:
-        text = pydantic_core.to_json(values, indent=2).decode()
+        text = pydantic_core.to_json(values, indent=indent).decode()
     except ValueError:  # a file name whose bytes are no text
-        text = json.dumps(pydantic_core.to_jsonable_python(values), indent=2)
+        text = json.dumps(pydantic_core.to_jsonable_python(values), indent=indent)
     print(escape.for_json(text, sys.stdout.encoding or "utf-8"))
 
 

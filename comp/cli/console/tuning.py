@@ -1,16 +1,28 @@
 """Print studies."""
 
+import importlib.util
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from comp.tuning.confirm import ConfirmedTrial
     from comp.tuning.results import StudyProgress, StudyReport
 
-from comp.cli.console.output import err, print_line, print_table, print_text, print_written
+from comp.cli.console.output import err, print_line, print_note, print_table, print_text, print_written
+from comp.results.machine import hide_passwords
 from comp.runtime.errors import plural
 
 _TRIAL_COLUMNS = ("trial", "of", "seed", "state", "seconds", "parameters", "epochs", "reason")  # neither knob nor score
+
+
+def print_watch(root: Path, storage: str = "") -> None:
+    """Print the command that shows runs in the browser, and for a study Optuna's own if it is installed."""
+    print_note(f"watch it: {shlex.join(['comp', 'watch', str(root)])}")
+    if storage and importlib.util.find_spec("optuna_dashboard"):
+        url = hide_passwords(storage.removeprefix("journal:///"))
+        print_note(f"or: {shlex.join(['optuna-dashboard', url])}")
 
 
 def print_trial(part: str, progress: "StudyProgress") -> None:

@@ -99,7 +99,7 @@ def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: He
     gaps = {row.number: report.difference(row.run, ranked[0].run, deciding) for row in ranked[1:]} if deciding else {}
     rows = [
         [
-            f'<td><span class="name">{row.number} {charts.swatch(row.number - 1)}</span></td>',
+            f'<td><span class="whole">{row.number} {charts.swatch(row.number - 1)}</span></td>',
             f'<td class="text"><span class="name">{page.text(row.name)}</span></td>',
             *([_gap_cell(gaps.get(row.number))] if deciding else []),
             *(_cell(column, row.scores) for column in columns),

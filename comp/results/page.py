@@ -33,7 +33,7 @@ table { border-collapse: collapse; font-size: .85rem; margin: .3rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--edge); text-align: right; vertical-align: top;
 font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child,
 td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; min-width: 7.1rem; }
-.name { white-space: nowrap; display: inline-block;
+.whole, .name { white-space: nowrap; } .name { display: inline-block;
 max-width: min(22rem, 60vw); overflow: hidden; text-overflow: ellipsis; vertical-align: top; }
 @media screen and (max-width: 40rem) { th, td { padding: .25rem .35rem; } .name { white-space: normal;
 overflow-wrap: anywhere; max-width: 8rem; } }

@@ -118,10 +118,11 @@ def _history(study: "Study", report: "StudyReport") -> str:
 
 
 def _dots(report: "StudyReport", points: "Iterator[tuple[float, float, FrozenTrial]]") -> Iterator[charts.Dot]:
-    for x, y, trial in points:
+    highlighted = {report.recommended, *report.pareto}
+    for x, y, trial in sorted(points, key=lambda point: point[2].number in highlighted):  # the last is on top
         knobs = "\n".join(f"{path} {_shown(value)}" for path, value in trial.params.items())
         tip = f"trial {trial.number}: {_shown(trial.values[0])}\n{knobs}"
-        yield x, y, tip, _BEST if trial.number in (report.recommended, *report.pareto) else _OTHER
+        yield x, y, tip, _BEST if trial.number in highlighted else _OTHER
 
 
 def _shown(value: object) -> str:
@@ -133,7 +134,7 @@ def _shown(value: object) -> str:
 def _cell(column: str, value: object) -> str:
     """Return a cell of the table of trials; a run is its folder's name."""
     if column == "run":
-        return f'<td class="text"><span class="name">{page.text(Path(str(value)).name)}</span></td>'
+        return f'<td class="text"><span class="whole">{page.text(Path(str(value)).name)}</span></td>'
     return page.text(_shown(value))
 
 
@@ -153,7 +154,7 @@ def _importance(report: "StudyReport", intervals: Mapping[str, Interval], comple
         return page.note(f"Importance needs 20 complete trials and two knobs that vary. Complete so far: {complete}.")
     rows = list(reversed(report.importance.items()))
     axis = charts.category_axis("", [path for path, _ in rows])
-    shares = charts.number_axis("share of the first metric's variance", (0.0, 1.0))
+    shares = charts.number_axis(f"share of the variance of {report.metrics[0]}", (0.0, 1.0))
     plot = charts.Plot(shares, axis, height=28.0 * len(rows) + 48)
     for height, (path, share) in enumerate(rows):
         ends = intervals[path]

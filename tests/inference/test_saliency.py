@@ -96,6 +96,6 @@ def test_rollout_multiplies_the_attention_of_all_blocks(pool: str) -> None:
     expected = F.interpolate(read - read.amin((2, 3), keepdim=True), (32, 32), mode="bilinear")[:, 0]
     found, maps = saliency.explain(model, LARGER)
     assert found == "attention rollout"
-    assert maps == pytest.approx((expected / expected.amax((1, 2), keepdim=True)).numpy(), abs=1e-4)
+    assert maps == pytest.approx((expected / expected.amax((1, 2), keepdim=True)).numpy(), abs=2e-3)
     with torch.no_grad():
         assert torch.equal(model(torch.from_numpy(LARGER).permute(0, 3, 1, 2)), before)

@@ -116,7 +116,7 @@ def _attention_rollout(model: Classifier, pixels: Tensor) -> Tensor | None:
     for attention in maps:
         passed = (attention + itself) / 2 @ passed  # half of a token skips the block
     read = passed[:, 0] if inner.global_pool == "token" else passed[:, first:].mean(1)
-    shares = read[:, first:].unflatten(1, grid)[:, None]
+    shares: Tensor = read[:, first:].reshape(-1, 1, grid[0], grid[1])
     return shares - shares.amin((2, 3), keepdim=True)
 
 

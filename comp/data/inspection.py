@@ -19,6 +19,7 @@ from comp.runtime.progress import Progress, quiet
 
 _GRID_IMAGES = 80
 _BINS = 12  # of numbers, in the plot of labels
+_LEAST_SHARE, _MAX_MIXED = 0.005, 4  # of a mixed image's classes that are named
 _FIRST_EPOCH = 1  # its augmentation is plotted
 
 
@@ -120,23 +121,23 @@ def _label_counts(dataset: Dataset) -> tuple[dict[str, list[int]], Sequence[str]
     labelled = {split.name: split.labels for split in dataset.splits if split.labels is not None}
     edges = np.histogram_bin_edges(np.concatenate(list(labelled.values())), _BINS)
     counts = {name: np.histogram(labels, edges)[0].tolist() for name, labels in labelled.items()}
-    return counts, [f"{low:.3g}" for low in edges[:-1]]
+    return counts, [f"from {low:.5g}" for low in edges[:-1]]
 
 
 def _mixed_title(target: NDArray[np.float32], classes: Sequence[str]) -> str:
-    """Return an image's classes and, if it is mixed, their shares; or its number."""
+    """Return an image's classes; if it is mixed, a line with the share of each; or its number."""
     if len(classes) == 1 and len(target) == 1:
-        return f"{target[0]:.4g}"
-    labels = np.argsort(-target, kind="stable")[: max(1, np.count_nonzero(target))]
+        return f"{target[0]:.6g}"
+    labels = np.argsort(-target, kind="stable")[: np.clip(np.count_nonzero(target >= _LEAST_SHARE), 1, _MAX_MIXED)]
     if target[labels].max() in (0, 1):
         return ", ".join(classes[int(label)] for label in labels if target[label]) or "no label"
-    return " + ".join(f"{classes[int(label)]} {target[label]:.0%}" for label in labels)
+    return "\n".join(f"{classes[int(label)]} {target[label]:.0%}" for label in labels)
 
 
 def _label_title(label: Any, classes: Sequence[str]) -> str:
     """Return the class names of an index, or of a row of 0 and 1; or a number."""
     if isinstance(label, np.floating):
-        return f"{label:.4g}"
+        return f"{label:.6g}"
     if np.ndim(label) == 0:
         return classes[int(label)]
     return ", ".join(classes[int(number)] for number in np.flatnonzero(label)) or "no label"

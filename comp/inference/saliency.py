@@ -1,6 +1,7 @@
-"""What a network looks at: Grad-CAM for convolutional networks, smoothed gradients for all others."""
+"""What a network looks at: Grad-CAM of convolutions, attention rollout of transformers, else smoothed gradients."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,9 @@ def explain(model: Classifier, images: NDArray[np.uint8]) -> tuple[str, NDArray[
     """Return how much each pixel spoke for the network's answer, and the method.
 
     Convolutional networks: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the last features with two spatial
-    directions. Others: the mean squared gradient by pixel over noisy copies (SmoothGrad, Smilkov et al. 2017,
-    arXiv:1706.03825), slightly blurred.
+    directions. Transformers whose attention maps can be had: attention rollout (Abnar and Zuidema 2020,
+    arXiv:2005.00928), which is the same for each answer. Others: the mean squared gradient by pixel over noisy copies
+    (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825), slightly blurred.
 
     Args:
         model: on its device; its mode and gradients stay as they are.
@@ -80,6 +82,8 @@ def _explain_part(model: Classifier, images: NDArray[np.uint8], layers: _Layers)
         score = model(pixels.requires_grad_()).amax(1).sum()
         if layers.is_convolutional and layers.features is not None:
             method, maps = "Grad-CAM", _grad_cam(score, layers.features)
+        elif (rolled := _attention_rollout(model, pixels.detach())) is not None:
+            method, maps = "attention rollout", rolled
         else:
             method, maps = "SmoothGrad", _smooth_gradient(model, pixels.detach())
     maps = F.interpolate(maps.nan_to_num(), pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]  # [N, H, W]
@@ -93,6 +97,57 @@ def _grad_cam(score: Tensor, features: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(score, features)
     weights = gradient.float().mean((2, 3), keepdim=True)  # [N, C, 1, 1]
     return F.relu((weights * features.detach().float()).sum(1, keepdim=True))
+
+
+def _attention_rollout(model: Classifier, pixels: Tensor) -> Tensor | None:
+    """Return how much of each patch is in the tokens that are read out [N, 1, h, w], above the least.
+
+    None unless each block of a timm network has one attention map of all its tokens: windows and reduced keys do not.
+    """
+    inner: Any = model.inner
+    layers, grid = _attention_layers(inner), getattr(getattr(inner, "patch_embed", None), "grid_size", None)
+    if not layers or not grid:
+        return None
+    maps, first = _attention_maps(model, pixels, layers), inner.num_prefix_tokens
+    tokens = first + grid[0] * grid[1]
+    if len(maps) != len(layers) or any(each.shape != (len(pixels), tokens, tokens) for each in maps):
+        return None
+    passed = itself = torch.eye(tokens, device=pixels.device)
+    for attention in maps:
+        passed = (attention + itself) / 2 @ passed  # half of a token skips the block
+    read = passed[:, 0] if inner.global_pool == "token" else passed[:, first:].mean(1)
+    shares: Tensor = read[:, first:].reshape(-1, 1, grid[0], grid[1])
+    return shares - shares.amin((2, 3), keepdim=True)
+
+
+def _attention_layers(inner: Any) -> list[Any]:
+    """Return the attention layers of a timm network, one for each block; empty for any other network."""
+    blocks = getattr(inner, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not hasattr(inner, "num_prefix_tokens"):
+        return []
+    layers = [layer for layer in blocks.modules() if hasattr(layer, "fused_attn")]
+    have_maps = all(isinstance(getattr(layer, "attn_drop", None), nn.Dropout) for layer in layers)
+    return layers if have_maps and len(layers) == len(blocks) else []
+
+
+def _attention_maps(model: Classifier, pixels: Tensor, layers: list[Any]) -> list[Tensor]:
+    """Return each layer's attention, its heads' mean [N, T, T] where each token attends to each."""
+    maps: list[Tensor] = []
+    fused = [layer.fused_attn for layer in layers]
+    hooks = [
+        layer.attn_drop.register_forward_hook(lambda _, __, attention: maps.append(attention.float().mean(1)))
+        for layer in layers
+    ]
+    try:
+        for layer in layers:
+            layer.fused_attn = False  # the fused kernel has no map to see
+        with torch.no_grad():
+            model(pixels)
+    finally:
+        for layer, was_fused, hook in zip(layers, fused, hooks, strict=True):
+            layer.fused_attn = was_fused
+            hook.remove()
+    return maps
 
 
 def _smooth_gradient(model: Classifier, pixels: Tensor) -> Tensor:

@@ -88,8 +88,9 @@ def nice_ticks(low: float, high: float, most: int = 6, *, integers: bool = False
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     ticks = [number * step for number in range(first, last + 1)]
-    extreme = not 1e-3 <= max(abs(low), abs(high)) < 1e6
-    return {tick: f"{tick:.3g}" if extreme else f"{tick:,.{places}f}" for tick in ticks}
+    largest = max(abs(low), abs(high))
+    form = f",.{places}f" if 1e4 <= largest < 1e6 else f".{places}f" if 1e-3 <= largest < 1e4 else ".3g"  # 2010: a year
+    return {tick: format(tick, form) for tick in ticks}
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -323,17 +324,21 @@ def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequ
     """
     count, names = len(classes), [_short(name, 18) for name in classes]
     side, font = (36.0, 12.0) if count <= 12 else (24.0, 12.0) if count <= 30 else (11.0, 10.0)
-    margin = 10 + 0.56 * font * max(map(len, names))
-    top = margin + 16
+    longest = max(map(len, names))
+    margin = 10 + 0.56 * font * longest
+    is_flat = longest * font < side  # headings that fit their columns are not turned
+    top = 36.0 if is_flat else margin + 16
     shares = table / np.maximum(totals[:, None], 1)
     parts = [
         f'<text class="axis" x="{margin:.1f}" y="12">columns: predicted, rows: true</text>',
         f'<g style="font-size:{font:.1f}px">',
     ]
     for row, name in enumerate(names):
-        at = margin + (row + 0.5) * side + font / 3
-        parts.append(f'<text x="{margin - 5:.1f}" y="{at + 16:.1f}" text-anchor="end">{_text(name)}</text>')
-        parts.append(f'<text transform="translate({at:.1f} {top - 5:.1f}) rotate(-90)">{_text(name)}</text>')
+        middle = (row + 0.5) * side
+        beside = f'x="{margin - 5:.1f}" y="{top + middle + font / 3:.1f}" text-anchor="end"'
+        turned = f'transform="translate({margin + middle + font / 3:.1f} {top - 5:.1f}) rotate(-90)"'
+        flat = f'x="{margin + middle:.1f}" y="{top - 6:.1f}" text-anchor="middle"'
+        parts += [f"<text {place}>{_text(name)}</text>" for place in (beside, flat if is_flat else turned)]
     parts.append(
         f'</g><path class="frame" d="M{margin:.1f} {top:.1f}h{count * side}v{count * side}h-{count * side}z"/>'
     )
@@ -341,8 +346,9 @@ def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequ
         share, images = float(shares[row, column]), int(table[row, column])
         x, y = margin + column * side, top + row * side
         # In small cells, only numbers that matter.
-        number = _number_in(images, side, share, x, y) if share >= 0.015 or side > 20 else ""
-        kind = "right" if row == column else "wrong"
+        is_shown, is_right = share >= 0.015 or side > 20, row == column
+        number = _number_in(images, side, share, x, y, is_right=is_right) if is_shown else ""
+        kind = "right" if is_right else "wrong"
         parts.append(
             f'<g><path class="{kind}" d="M{x:.1f} {y:.1f}h{side - 1}v{side - 1}h-{side - 1}z" '
             f'fill-opacity="{0.08 + 0.92 * math.sqrt(share):.2f}"/>{number}<title>'
@@ -352,11 +358,11 @@ def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequ
     return _svg(width, top + count * side + 2, "confusion table", parts)
 
 
-def _number_in(count: int, side: float, share: float, x: float, y: float) -> str:
+def _number_in(count: int, side: float, share: float, x: float, y: float, *, is_right: bool) -> str:
     """Return a cell's count, such as 9.5k."""
     text = str(count) if count < 1000 else f"{count / 1000:.1f}k" if count < 10_000 else f"{count / 1000:.0f}k"
     font = min(12.0, (side - 2) / (0.6 * len(text)))
-    strong = ' class="strong"' if share > 0.25 else ""
+    strong = ' class="strong"' if is_right and share > 0.8 else ""  # white on a lighter cell would be unreadable
     return (
         f'<text x="{x + side / 2 - 0.5:.1f}" y="{y + side / 2 + font / 3:.1f}" text-anchor="middle"{strong} '
         f'style="font-size:{font:.1f}px">{text}</text>'

@@ -7,7 +7,7 @@ import numpy as np
 
 from comp import config as configs
 from comp.config import Config
-from comp.results import charts, page, plots, report
+from comp.results import charts, curves, page, report
 from comp.results.page import Section
 from comp.results.report import Headline
 from comp.results.run_metrics import RunMetrics, Score, SplitScores
@@ -83,14 +83,13 @@ def _sections(
     ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: Headline | None, baseline: Config | None
 ) -> Iterator[Section]:
     yield Section("Scores", _scores(ranked, columns, deciding))
-    yield Section("Curves", _curves(ranked))
-    yield Section("Layers", _norms(ranked))
+    yield from _trained(ranked)
     yield from _distortions(ranked)
     flat = [configs.flatten(row.run.config()) for row in ranked]
     reference = configs.flatten(baseline) if baseline else flat[0]
     all_keys = dict.fromkeys(key for values in flat for key in values)
     keys = [key for key in all_keys if any(values.get(key) != reference.get(key) for values in flat)]
-    cells = [[page.text(key), *(page.code_cell(values.get(key)) for values in flat)] for key in keys]
+    cells = [[page.key_cell(key), *(page.code_cell(values.get(key)) for values in flat)] for key in keys]
     head = ("key", *(row.label for row in ranked))
     title = "Config differences from the baseline" if baseline else "Config differences"
     yield Section(title, page.table(head, cells) if cells else page.note("none"))
@@ -100,7 +99,7 @@ def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: He
     gaps = {row.number: report.difference(row.run, ranked[0].run, deciding) for row in ranked[1:]} if deciding else {}
     rows = [
         [
-            f'<td><span class="name">{row.number} {charts.swatch(row.number - 1)}</span></td>',
+            f'<td><span class="whole">{row.number} {charts.swatch(row.number - 1)}</span></td>',
             f'<td class="text"><span class="name">{page.text(row.name)}</span></td>',
             *([_gap_cell(gaps.get(row.number))] if deciding else []),
             *(_cell(column, row.scores) for column in columns),
@@ -128,7 +127,7 @@ def _winner(ranked: Sequence[_Ranked], deciding: Headline, measured: Mapping[int
     elif close:
         sure = f"It is not significantly better than run{'s' if len(close) > 1 else ''} {', '.join(close)} (95 %)."
     elif len(measured) < len(ranked) - 1:
-        sure = "How sure that is, is unknown: intervals need accuracies on the same images."
+        sure = "Significance is unknown: it needs accuracies on the same images."
     else:
         sure = "It is significantly better than all others (95 %)."
     value = _score(deciding, ranked[0].run).value
@@ -145,7 +144,8 @@ def _differences(ranked: Sequence[_Ranked], measured: Mapping[int, ScoreDifferen
     ends = [end for gap in measured.values() for end in (gap.value, gap.interval.low, gap.interval.high)]
     rows = [row for row in reversed(ranked) if row.number in measured]
     axis = charts.number_axis(f"{deciding.title}: difference to run 1, 95 %", [0.0, *ends])
-    plot = charts.Plot(axis, charts.category_axis("", [str(row.number) for row in rows]), height=24.0 * len(rows) + 48)
+    places = charts.category_axis("run", [str(row.number) for row in rows])
+    plot = charts.Plot(axis, places, height=24.0 * len(rows) + 64)
     plot.guide(0.0)
     for height, row in enumerate(rows):
         gap = measured[row.number]
@@ -156,48 +156,39 @@ def _differences(ranked: Sequence[_Ranked], measured: Mapping[int, ScoreDifferen
 
 def _cell(column: Headline, scores: RunMetrics) -> str:
     score: Score | None = column.score(scores)
-    return "-" if score is None else f"<span{page.data(score.value)}>{column.form.format(score.value)}</span>"
+    return "-" if score is None else f"<span{page.data(score.value)}>{column.form(score.value)}</span>"
 
 
-def _curves(ranked: Sequence[_Ranked]) -> str:
-    # Ensembles have no training.
+def _trained(ranked: Sequence[_Ranked]) -> Iterator[Section]:
+    """Yield the charts of the trainings."""
+    styles = {row.label: row.number - 1 for row in ranked}
     all_rows = {row.label: row.run.history() for row in ranked}
+    # Ensembles have no training.
     histories = {label: rows for label, rows in all_rows.items() if any(row.get("train_loss") for row in rows)}
-    styles = {row.label: row.number - 1 for row in ranked}
-    drawn = []
-    for column, title in plots.compared_columns(histories).items():
-        series = {label: points for label, rows in histories.items() if (points := plots.points(rows, column))}
-        drawn.append(charts.lines(title, series, "epoch", styles=styles).svg())
-    return page.grid(drawn) + charts.legend(styles) if drawn else ""
-
-
-def _norms(ranked: Sequence[_Ranked]) -> str:
-    tables = {row.label: rows for row in ranked if (rows := row.run.table("norms.csv"))}
-    styles = {row.label: row.number - 1 for row in ranked}
-    drawn = []
-    for column in ("gradient_norm", "weight_norm") if tables else ():
-        series = {label: report.norms_by_layer(rows, column, int(rows[-1]["epoch"])) for label, rows in tables.items()}
-        title = f"{column.replace('_', ' ')}, last epoch"
-        drawn.append(charts.lines(title, series, "layer", log=True, styles=styles).svg())
-    return page.grid(drawn)
+    yield Section("Curves", curves.compare(histories, styles))
+    norms = {row.label: rows for row in ranked if (rows := row.run.table("norms.csv"))}
+    yield Section("Layers", curves.compare_norms(norms, styles))
 
 
 def _distortions(ranked: Sequence[_Ranked]) -> Iterator[Section]:
     """Yield accuracy by distortion: of the suite if all runs scored it, else of shifted validation."""
     title, tables = "Suite by distortion", _by_distortion("suite", ranked)
-    if not all(tables):
+    if len(tables) < len(ranked):
         title, tables = "Shifted validation by distortion", _by_distortion("shifted validation", ranked)
-    rows = list(dict.fromkeys(key for table in tables for key in table))
+    rows = list(dict.fromkeys(key for table in tables.values() for key in table))
     if not rows:
         return
-    values = np.array([[table.get(key, np.nan) for table in tables] for key in rows])
+    values = np.array([[table.get(key, np.nan) for table in tables.values()] for key in rows])
+    measured = [row for row in ranked if row.number in tables]
 
     def tip(row: int, column: int) -> str:
-        return f"{rows[row]}\n{ranked[column].label}: {values[row, column]:.4f}"
+        return f"{rows[row]}\n{measured[column].label}: {values[row, column]:.4f}"
 
-    numbers = [str(row.number) for row in ranked]
+    numbers = [str(number) for number in tables]
     yield Section(title, charts.heat_map(rows, numbers, values, tip, title="accuracy by distortion and run"))
 
 
-def _by_distortion(split: str, ranked: Sequence[_Ranked]) -> list[dict[str, float]]:
-    return [(report.SPLITS[split](row.scores) or SplitScores()).by_distortion for row in ranked]
+def _by_distortion(split: str, ranked: Sequence[_Ranked]) -> dict[int, dict[str, float]]:
+    """Return the number of each run that scored a split's distortions -> their accuracies."""
+    tables = {row.number: (report.SPLITS[split](row.scores) or SplitScores()).by_distortion for row in ranked}
+    return {number: table for number, table in tables.items() if table}

@@ -216,7 +216,7 @@ def describe(predictions: Predictions, row: int) -> dict[str, Any]:
     """Return a row's `true` and `predicted` class, classes or number as text, and its `confidence`, None without."""
     one = predictions.take(slice(row, row + 1))
     if one.row.numeric:
-        return {"true": f"{one.target_values()[0]:.4g}", "predicted": f"{one.values()[0]:.4g}", "confidence": None}
+        return {"true": f"{one.target_values()[0]:.6g}", "predicted": f"{one.values()[0]:.6g}", "confidence": None}
     names = [
         ", ".join(one.classes[column] for column in np.flatnonzero(labels[0])) or "none"
         for labels in (one.truth(), one.decisions())

@@ -16,9 +16,9 @@ from comp.runtime import escape
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; --bg: #fff; --panel: #f6f8fa; --ink: #1b1f24;
 --soft: #57606a; --edge: #d0d7de; --link: #0969da; --s0: #0072b2; --s1: #d55e00; --s2: #009e73; --s3: #cc79a7;
---s4: #e69f00; --s5: #56b4e9; --s6: var(--ink); }
+--s4: #e69f00; --s5: #56b4e9; --s6: var(--ink); --wrong: #d55e00; }
 @media screen and (prefers-color-scheme: dark) { :root { --bg: #0f1317; --panel: #181d23; --ink: #e6e9ed;
---soft: #a2abb5; --edge: #343c45; --link: #6cb6ff; --s0: #3f9fe0; --s1: #f0803c; --s2: #2fc298; } }
+--soft: #a2abb5; --edge: #343c45; --link: #6cb6ff; --s0: #3f9fe0; --s1: #f0803c; --s2: #2fc298; --wrong: #b84f00; } }
 * { box-sizing: border-box; } body { margin: 0; color: var(--ink); background: var(--bg); }
 .page { max-width: 84rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; } h3 { font-size: 1rem; }
@@ -28,14 +28,18 @@ display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; } nav a { tex
 .note { color: var(--soft); font-size: .9rem; white-space: pre-line; }
 @media screen and (min-width: 68rem) { .page.listed { display: grid; grid-template-columns: 11rem minmax(0, 1fr);
 gap: 2rem; } nav { position: sticky; top: 1rem; align-self: start; } nav ul { flex-direction: column; } }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .3rem 0; }
+.scroll { overflow-x: auto; } .scroll + .scroll { margin-top: 1rem; }
+table { border-collapse: collapse; font-size: .85rem; margin: .3rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--edge); text-align: right; vertical-align: top;
 font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child,
-td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; min-width: 8rem; }
-.name { white-space: nowrap; display: inline-block;
+td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; min-width: 7.1rem; }
+.whole, .name { white-space: nowrap; } .name { display: inline-block;
 max-width: min(22rem, 60vw); overflow: hidden; text-overflow: ellipsis; vertical-align: top; }
+@media screen and (max-width: 40rem) { th, td { padding: .25rem .35rem; } .name { white-space: normal;
+overflow-wrap: anywhere; max-width: 8rem; } }
+@media screen and (min-width: 68rem) { td.text { min-width: 9rem; } }
 tr.best td { background: var(--panel); font-weight: 600; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.1rem, 1fr)); gap: .6rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.4rem, 1fr)); gap: .6rem; }
 .card { background: var(--panel); border: 1px solid var(--edge); border-radius: .5rem; padding: .5rem .7rem;
 max-width: 16rem; } .card b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .card span, .card small { display: block; font-size: .8rem; color: var(--soft); } .card .title { color: var(--ink); }
@@ -57,7 +61,7 @@ stroke-dasharray: 4 3; } .line path, .frame { fill: none; } .line path { stroke-
 .line.dim { opacity: .12; } .frame { stroke: var(--edge); } .whisker { stroke-width: 2; }
 .bar { fill: var(--s0); fill-opacity: .75; } .hollow { fill: none; stroke: var(--soft); stroke-width: 1.5; }
 .strip { fill: transparent; } .strip.on { fill: var(--soft); fill-opacity: .16; }
-.on:not(.strip) { stroke: var(--ink); stroke-width: 2; } .right { fill: var(--s0); } .wrong { fill: var(--s1); }
+.on:not(.strip) { stroke: var(--ink); stroke-width: 2; } .right { fill: #0072b2; } .wrong { fill: var(--wrong); }
 text.strong { fill: #fff; } .swatch { vertical-align: middle;
 flex: none; } .legend span { cursor: default; } .tip { position: fixed; z-index: 9; max-width: min(24rem, 92vw);
 padding: .3rem .55rem; border-radius: .35rem; font: 13px/1.4 system-ui, sans-serif; white-space: pre-line;
@@ -252,6 +256,11 @@ def text(value: object) -> str:
 def text_cell(value: object) -> str:
     """Return a table's cell of text, which wraps."""
     return f'<td class="text">{text(value)}</td>'
+
+
+def key_cell(key: str) -> str:
+    """Return a table's cell of a config's key, which wraps between its words."""
+    return text_cell(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def code_cell(value: object) -> str:

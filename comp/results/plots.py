@@ -1,6 +1,6 @@
-"""Plots of data and runs as PNG files. Torch-free; matplotlib is imported late and needs no display.
+"""Pictures of data, and of a search for a learning rate, as PNG files. Torch-free; matplotlib needs no display.
 
-The first argument of each function is the path of the PNG. Histories and norms are rows of history.csv and norms.csv.
+The first argument of each function is the path of the PNG.
 """
 
 import math
@@ -22,24 +22,6 @@ if TYPE_CHECKING:
 _MAX_NAMED_CLASSES = 60  # more class names would overlap
 _INCHES = 0.75  # an image's side
 _MAX_TITLE_LENGTH, _MAX_LINE_LENGTH = 14, 20  # of a title of one line, and of one of several
-_MAX_MARKED_POINTS = 50  # a line of a single point is invisible without a marker
-_MAX_NORM_EPOCHS = 4  # more lines would hide each other
-# A panel of `draw_curves` -> its lines: column of history.csv -> label.
-_CURVES = {
-    "loss": {"train_loss": "training", "val_loss": "validation"},
-    "accuracy": {"train_accuracy": "training", "val_accuracy": "validation", "ood_accuracy": "validation, shifted"},
-    "learning rate": {"lr": "at the epoch's end"},
-}
-# Columns of history.csv that compare runs -> their titles.
-_COMPARED = {
-    "val_loss": "validation loss",
-    "val_accuracy": "validation accuracy",
-    "val_metric": "validation metric",
-    "train_loss": "training loss",
-    "ood_accuracy": "shifted validation accuracy",
-    "ood_metric": "shifted validation metric",
-}
-_METRIC = {"competition's metric": {"val_metric": "validation", "ood_metric": "validation, shifted"}}
 
 
 def draw_label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
@@ -105,41 +87,6 @@ def draw_image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str],
     _save(figure, path)
 
 
-def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0) -> None:
-    """Draw a training's loss, accuracy, learning rate and, if it is another one, metric by epoch.
-
-    `best_epoch` is counted from 1 and marked by a line; 0 for none.
-    """
-    drawn = panels(history)
-    figure = _figure(4.0 * len(drawn), 4.0)
-    for axes, (title, lines) in zip(figure.subplots(1, len(drawn)), drawn.items(), strict=True):
-        for column, label in lines.items():
-            if measured := points(history, column):
-                marker = "o" if len(measured) <= _MAX_MARKED_POINTS else ""
-                axes.plot(*zip(*measured, strict=True), marker=marker, markersize=3, label=label)
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        if best_epoch:
-            axes.axvline(best_epoch, color="grey", linewidth=0.8, linestyle="--", label="best weights")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-    _save(figure, path)
-
-
-def panels(history: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Return the panels of a training's curves: title -> column of history.csv -> label."""
-    values = [[row.get(name) or None for name in ("val_metric", "val_accuracy", "val_loss")] for row in history]
-    has_metric = any(metric not in (None, *shown) for metric, *shown in values)
-    return {**_CURVES, **(_METRIC if has_metric else {})}
-
-
-def points(history: Sequence[Mapping[str, str]], column: str) -> list[tuple[int, float]]:
-    """Return (epoch, value) of a column of history.csv, where it was measured."""
-    return [(int(row["number"]), float(row[column])) for row in history if row.get(column)]
-
-
 def draw_lr_search(
     path: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], marks: Mapping[str, float]
 ) -> None:
@@ -159,50 +106,6 @@ def draw_lr_search(
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     _save(figure, path)
-
-
-def some_epochs(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the epochs of norms.csv to draw: the first, the last and some between, none without rows."""
-    epochs = sorted({int(row["epoch"]) for row in rows})
-    count = min(len(epochs), _MAX_NORM_EPOCHS)
-    return sorted({epochs[round(index)] for index in np.linspace(0, len(epochs) - 1, count)})
-
-
-def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw gradient and weight norms by layer, input first, one line for each of some epochs."""
-    from matplotlib.ticker import LogLocator
-
-    drawn_epochs = some_epochs(rows)
-    layers = [str(row["layer"]) for row in rows if int(row["epoch"]) == drawn_epochs[0]]
-    figure = _figure(12.0, max(4.0, 0.16 * len(layers) + 1.5))
-    for axes, column in zip(figure.subplots(1, 2, sharey=True), ("gradient_norm", "weight_norm"), strict=True):
-        for number, epoch in enumerate(drawn_epochs):
-            values = [float(row[column]) for row in rows if int(row["epoch"]) == epoch]
-            colour = (0.1, 0.3, 0.9 - 0.8 * number / max(len(drawn_epochs) - 1, 1))
-            axes.plot(values, range(len(values)), marker="o", markersize=3, color=colour, label=f"epoch {epoch}")
-        axes.set_title(column.replace("_", " "))
-        if min(float(row[column]) for row in rows) > 0:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    axes.set_yticks(range(len(layers)), layers, fontsize=7)
-    axes.invert_yaxis()  # shared axis: input at the top
-    _save(figure, path)
-
-
-def compared_columns(histories: Mapping[str, Sequence[Mapping[str, str]]]) -> dict[str, str]:
-    """Return the columns of history.csv that compare runs -> their titles; only those that a run has measured."""
-    all_rows = [row for rows in histories.values() for row in rows]
-    measured = [column for column in _COMPARED if any(row.get(column) for row in all_rows)]
-    for split in ("val", "ood"):  # accuracy or loss as the metric already has a panel
-        same = (f"{split}_accuracy", f"{split}_loss")
-        scored = [row for row in all_rows if row.get(f"{split}_metric")]
-        if all(row[f"{split}_metric"] in [row.get(name) for name in same] for row in scored):
-            measured = [column for column in measured if column != f"{split}_metric"]
-    return {column: _COMPARED[column] for column in measured}
 
 
 def _mosaic(images: NDArray[np.uint8], top: int, left: int) -> NDArray[np.uint8]:

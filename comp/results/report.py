@@ -14,15 +14,24 @@ import numpy as np
 
 from comp import config as configs
 from comp.config import Config
-from comp.results import charts, diagnostics, files, page, plots, prediction_files, runs, stats
+from comp.results import charts, curves, diagnostics, files, page, prediction_files, runs, stats
 from comp.results.page import Section
 from comp.results.run_metrics import RunMetrics, Score, SplitScores
 from comp.results.runs import Run
 from comp.results.stats import ScoreDifference
 from comp.runtime.errors import RunError, plural
+from comp.runtime.progress import duration
 
 _MAX_CLASSES = 100  # of a confusion table; of more classes, those with the most mistakes are drawn
 _MAX_BESIDE = 12  # classes of a confusion table that leaves room beside it
+_TOP = 5  # of fewer classes, all are among the top 5
+_NAMES = {
+    "top5": "top-5 accuracy",
+    "f1": "F1",
+    "r2": "R²",
+    "bias": "mean error (bias)",
+    "p90": "error that 9 of 10 stay below",
+}
 _LARGEST_PNG = 64  # pixels of a side, above which a picture is a JPEG in the page
 
 
@@ -33,14 +42,14 @@ class Headline:
     Attributes:
         title: of the card or the column.
         score: its value and interval; None if the run has none.
-        form: how its value is written.
+        form: writes its value.
         split: the split that it scores; empty for a cost.
         metric: the metric; empty for a cost.
     """
 
     title: str
     score: Callable[[RunMetrics], Score | None]
-    form: str = "{:.4f}"
+    form: Callable[[float], str] = "{:.4f}".format
     split: str = ""
     metric: str = ""
 
@@ -54,9 +63,9 @@ SPLITS: dict[str, Callable[[RunMetrics], SplitScores | None]] = {
 # A split -> the file of its predictions, without the suffix of views and adaptation, which test and suite have.
 _FILES = {"validation": "val", "shifted validation": "ood_val", "test": "test", "suite": "suite"}
 _COSTS = (
-    Headline("parameters", lambda scores: Score(value=scores.parameters), "{:,.0f}"),
-    Headline("epochs", lambda scores: Score(value=scores.epochs) if scores.epochs else None, "{:.0f}"),
-    Headline("training minutes", lambda scores: Score(value=scores.train_seconds / 60), "{:.1f}"),
+    Headline("parameters", lambda scores: Score(value=scores.parameters), "{:,.0f}".format),
+    Headline("epochs", lambda scores: Score(value=scores.epochs) if scores.epochs else None, "{:.0f}".format),
+    Headline("training time", lambda scores: Score(value=scores.train_seconds), duration),
 )
 
 
@@ -141,40 +150,55 @@ def render_page(run: Run, *, baseline: Config | None = None, compared: Run | Non
 def sections(run: Run, baseline: Config | None = None, compared: Run | None = None) -> Iterator[Section]:
     """Yield the sections of `render_page`."""
     scores, provenance = run.metrics(), run.provenance()
-    summary = ", ".join((scores.competition, scores.model, str(provenance.get("time") or "")))
+    time = str(provenance.get("time") or "")[:16].replace("T", " ")
+    summary = ", ".join(filter(None, (scores.competition, scores.model, time and f"{time} UTC")))
     cards = [_card(row, run, score, compared) for row in headlines([scores]) if (score := row.score(scores))]
     against = page.note(f"differences to {compared.name}, with 95 % intervals") if compared else ""
     shown = "".join(map(page.note, _notes(scores)))
     yield Section("", f"{page.note(summary)}{page.cards(cards)}{against}{shown}")
     yield Section("Estimated accuracy (no labels)", _estimates(scores))
-    yield from curves(run, scores.best_epoch)
+    yield from curve_sections(run, scores.metric, scores.best_epoch)
     evaluation = run.path / diagnostics.FILE
     if evaluation.is_file():
         try:
             for name, values in files.read_json(evaluation).items():
                 if "metric" in values or "classes" in values:
                     counted = plural(values["images"], "group" if scores.group_answer else "image")
-                    yield Section(f"{name}: {counted}", "\n".join(_diagnosis(run, scores, name, values)))
+                    yield Section(f"{_split_title(name)}: {counted}", "\n".join(_diagnosis(run, scores, name, values)))
         except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError, OSError, SyntaxError) as error:
             raise RunError(
                 f"{evaluation}: damaged ({files.error_text(error)}); create it again: comp evaluate {run.path}"
             ) from None
-    yield Section("What was trained", _trainable(scores))
+    # A probe's network was trained by another run.
+    yield Section("What was trained", "" if scores.kind == "probe" else _trainable(scores))
     yield from origins(run, baseline)
+
+
+def curve_sections(run: Run, metric: str, best_epoch: int | None) -> Iterator[Section]:
+    """Yield a run's curves so far, with a line at the epoch of its best weights, and its norms by layer."""
+    yield Section("Curves", curves.draw(run.history(), metric, best_epoch))
+    yield Section("Layers", curves.draw_norms(run.table("norms.csv")))
 
 
 def origins(run: Run, baseline: Config | None = None) -> Iterator[Section]:
     """Yield what a run was started with: how its config differs from a baseline, else the defaults, and provenance."""
     yield Section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
-    provenance = json.dumps(run.provenance(), indent=2, ensure_ascii=False)
-    yield Section("Provenance", f"<pre>{page.text(provenance)}</pre>")
+    recorded = f"<pre>{page.text(json.dumps(run.provenance(), indent=2, ensure_ascii=False))}</pre>"
+    yield Section("Provenance", f"<details><summary>command, versions, machine, data</summary>{recorded}</details>")
+
+
+def _split_title(name: str) -> str:
+    """Return the title of predictions such as `ood_val` or `test+flip`."""
+    split = name.partition("+")[0]
+    title = next((title for title, file in _FILES.items() if file == split), split)
+    return title.capitalize() + name.removeprefix(split)
 
 
 def _card(row: Headline, run: Run, score: Score, compared: Run | None) -> str:
-    lines = [f"95 %: {row.form.format(score.low)} to {row.form.format(score.high)}"] if score.low is not None else []
+    lines = [f"95 %: {score.low:.4f} to {score.high:.4f}"] if score.low is not None else []
     if compared and row.metric and (found := difference(run, compared, row)):
         lines.append(signed(*found))
-    return page.card(row.title, f"<b{page.data(score.value)}>{row.form.format(score.value)}</b>", lines)
+    return page.card(row.title, f"<b{page.data(score.value)}>{row.form(score.value)}</b>", lines)
 
 
 def _notes(scores: RunMetrics) -> Iterator[str]:
@@ -197,40 +221,6 @@ def _estimates(scores: RunMetrics) -> str:
         for name, estimate in scores.expected.items()
     ]
     return page.table(("predictions", "accuracy", "interval"), rows) if rows else ""
-
-
-def curves(run: Run, best_epoch: int | None) -> Iterator[Section]:
-    """Yield a run's curves so far, with a line at the epoch of its best weights, and its norms by layer."""
-    history = run.history()
-    drawn = []
-    for title, columns in plots.panels(history).items():
-        series = {label: plots.points(history, column) for column, label in columns.items()}
-        series = {label: points for label, points in series.items() if points}
-        if series:
-            plot = charts.lines(title, series, "epoch")
-            if best_epoch:
-                plot.guide(best_epoch)
-            drawn.append(plot.svg() + (charts.legend(series) if len(series) > 1 else ""))
-    best = f"Dashed: the best weights, after epoch {best_epoch}." if best_epoch and drawn else ""
-    yield Section("Curves", page.grid(drawn) + (page.note(best) if best else ""))
-    yield Section("Layers", _norms(run))
-
-
-def _norms(run: Run) -> str:
-    rows = run.table("norms.csv")
-    epochs = plots.some_epochs(rows)
-    drawn = []
-    for column in ("gradient_norm", "weight_norm") if rows else ():
-        series = {f"epoch {epoch}": norms_by_layer(rows, column, epoch) for epoch in epochs}
-        names = [str(row["layer"]) for row in rows if int(row["epoch"]) == epochs[0]]
-        drawn.append(charts.lines(column.replace("_", " "), series, "layer", log=True, names=names).svg())
-    return page.grid(drawn) + (charts.legend(f"epoch {epoch}" for epoch in epochs) if drawn else "")
-
-
-def norms_by_layer(rows: Sequence[Mapping[str, Any]], column: str, epoch: int) -> list[tuple[float, float]]:
-    """Return (layer's number from the input, norm) of an epoch in norms.csv."""
-    values = [float(row[column]) for row in rows if int(row["epoch"]) == epoch]
-    return [(float(layer), value) for layer, value in enumerate(values)]
 
 
 def _diagnosis(run: Run, scores: RunMetrics, name: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -265,9 +255,10 @@ def _score_rows(values: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     if metric["name"] not in ("accuracy", "log_loss"):
         rows.append([page.text(metric["name"]), page.number(metric["value"])])
-    rows += [[key, page.number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
+    shown = ("accuracy", "top5", "loss") if len(values.get("classes", ())) > _TOP else ("accuracy", "loss")
+    rows += [[_NAMES.get(key, key), page.number(values[key])] for key in shown if key in values]
     rows += [
-        [f"{average} {key}", page.number(values[average][key])]
+        [f"{average} {_NAMES.get(key, key)}", page.number(values[average][key])]
         for average in ("weighted", "macro", "micro")
         if average in values
         for key in ("precision", "recall", "f1")
@@ -275,7 +266,8 @@ def _score_rows(values: Mapping[str, Any]) -> list[list[str]]:
     if fixed := values.get("fixed"):
         fixed_name = f"{metric['name']} with the labels of data.fixes"
         rows.append([page.text(fixed_name), page.number(fixed["metric"]["value"])])
-    rows += [[key, page.number(value)] for key, value in values.get("numbers", {}).items() if key != metric["name"]]
+    numbers = values.get("numbers", {}).items()
+    rows += [[_NAMES.get(key, key), page.number(value)] for key, value in numbers if key != metric["name"]]
     if "calibration" in values:
         rows.append(["expected calibration error", page.number(values["calibration"]["ece"])])
     return rows
@@ -314,7 +306,7 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
     ends = [value for point in points for value in point]
     axes = charts.number_axis("true", ends), charts.number_axis("predicted", ends)
     plot = charts.Plot(*axes, f"{len(points)} predicted numbers")
-    plot.dots((true, value, f"true {true:.4g}\npredicted {value:.4g}", charts.colour(0)) for true, value in points)
+    plot.dots((true, value, f"true {true:.6g}\npredicted {value:.6g}", charts.colour(0)) for true, value in points)
     plot.diagonal()
     return plot.svg()
 
@@ -339,10 +331,8 @@ def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the pictures of mistakes and of correct answers, each beside what the network looked at."""
     drawn = run.path / "plots" / f"examples-{name}.png"
     if not values or not drawn.is_file():
-        if "members" not in run.provenance():  # an ensemble has no network to look with
-            yield page.note(
-                f"No pictures of mistakes: they need the run's data and weights (comp evaluate {run.path})."
-            )
+        if run.has_weights():  # ensembles and probes have no network to look with
+            yield page.note(f"No pictures of mistakes yet: comp evaluate {run.path} draws them from the run's data.")
         return
     shown, looked = values["shown"], values["method"]
     cells = _cut(drawn, len(shown), 2 if looked else 1)
@@ -356,7 +346,7 @@ def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
         parts[each["right"]].append(
             f'<figure><div class="pair">{pictures}</div><figcaption>{caption}</figcaption></figure>'
         )
-    lit = f"Beside each picture, what the network looked at: the brighter, the more ({looked})." if looked else ""
+    lit = f"Right of each picture: what the network looked at ({looked}). Bright parts count most." if looked else ""
     yield page.note(lit or f"What the network looked at is not shown: {values['reason']}.")
     most = "Largest" if shown[0]["confidence"] is None else "Most confident"
     for right, title in ((False, f"{most} mistakes"), (True, "Correct answers")):
@@ -383,17 +373,19 @@ def _cut(path: Path, columns: int, rows: int) -> Iterable[list[bytes]]:
 
 
 def _trainable(scores: RunMetrics) -> str:
+    head = ["block", "parameters", "trained", "batch norm statistics"]
     rows = [
         [page.text(row["name"]), f"{row['parameters']:,}", f"{row['trainable']:,}", page.text(row["statistics"])]
         for row in scores.trainable
     ]
-    return page.table(("block", "parameters", "trained", "batch norm statistics"), rows) if rows else ""
+    shown = 4 if any(row[3] for row in rows) else 3
+    return page.table(head[:shown], [row[:shown] for row in rows]) if rows else ""
 
 
 def _differences(config: Config, baseline: Config, title: str) -> str:
     values, baseline_values = configs.flatten(config), configs.flatten(baseline)
     rows = [
-        [page.text(key), page.code_cell(values.get(key)), page.code_cell(baseline_values.get(key))]
+        [page.key_cell(key), page.code_cell(values.get(key)), page.code_cell(baseline_values.get(key))]
         for key in {**values, **baseline_values}
         if values.get(key) != baseline_values.get(key)
     ]

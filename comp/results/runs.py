@@ -3,7 +3,7 @@
     runs/<competition>/<time>-<name>/
       config.yaml  split.npz  execution.json  provenance.json  history.csv
       teacher.npz  pseudo.npz  prior.csv (with train.teacher, data.pseudo, predict.prior)
-      best.safetensors  final.safetensors  predictions/*.npz  plots/*.png
+      best.safetensors  final.safetensors  predictions/*.npz
       plugins/*.py (copies of the config's plug-ins)
       metrics.json (written last)  state.pt (until then, or for good with train.keep_state)
 
@@ -245,7 +245,7 @@ class Run:
         return folder / f"{name}.npz"
 
     def plot_path(self, name: str) -> Path:
-        """Return the path of plot `name` (`curves`, `norms`); create the folder."""
+        """Return the path of picture `name` (`examples-val`); create the folder."""
         folder = self.path / "plots"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.png"

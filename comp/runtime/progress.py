@@ -1,4 +1,4 @@
-"""Progress callback protocol: called at points where it is safe to stop.
+"""Progress callback protocol: called at points where it is safe to stop. Durations in words.
 
 The command line draws bars from it and raises `comp.runtime.errors.Interrupted` in it after a signal; without a
 callback a library user gets no output. Callers never read a device value to make the call.
@@ -26,3 +26,14 @@ class Progress(Protocol):
 
 def quiet(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
     """Report nothing."""
+
+
+def duration(seconds: float) -> str:
+    """Return `40 s`, `12 min`, `3 h 20 min` or `2 d 4 h`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -141,13 +141,6 @@ def _cell(text: str) -> float | str:
         return text
 
 
-def pictures(run: Run) -> list[Path]:
-    """Return the plots of a run; those that show images of the data only with `track.images`."""
-    drawn = sorted((run.path / "plots").glob("*.png"))
-    shown = [path for path in drawn if not path.name.startswith(("mistakes", "examples"))]
-    return drawn if len(shown) == len(drawn) or run.config().track.images else shown
-
-
 def artifact_files(run: Run, kind: str) -> list[Path]:
     """Return the existing files of an artifact: `weights`, or `submission` with its sidecar."""
     if kind == "weights":

@@ -272,11 +272,6 @@ def table(values: Table) -> Any:
     return wandb.Table(columns=values.columns, data=rows, allow_mixed_types=True)
 
 
-def picture(path: Path) -> Any:
-    """Return a W&B image of a PNG."""
-    return wandb.Image(str(path))
-
-
 def _title(true: str, predicted: str, confidence: float | None) -> str:
     return f"{true}: {predicted}" + ("" if confidence is None else f" {confidence:.0%}")
 
@@ -309,7 +304,6 @@ def _log_results(run: Run, wandb_run: Any, step: int) -> None:
         )
         confusion = wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=classes, title="validation")
         values["confusion"] = confusion
-    values |= {f"plots/{path.stem}": picture(path) for path in payload.pictures(run)}
     if mistakes := _mistakes(run):
         values["mistakes"] = mistakes
     wandb_run.log(values, step=step, commit=True)  # else the step would end after the summary, and overwrite it

@@ -13,6 +13,7 @@ from comp.config.space import Entry, parse_space
 from comp.results import charts, files, page, stats
 from comp.results.page import Section
 from comp.results.stats import Interval
+from comp.tuning.confirm import ConfirmedTrial
 
 if TYPE_CHECKING:
     from comp.tuning.results import StudyReport
@@ -42,18 +43,19 @@ def sections(study: "Study", report: "StudyReport", intervals: Mapping[str, Inte
     yield Section("", page.note(f"{', '.join(report.metrics)}; trials: {counts or 'none'}"))
     complete = study.ranked()
     if complete:
-        yield Section("Recommendation", _recommendation(report))
-        yield Section("Progress", page.grid([_history(study, report), _pareto(study, report)]))
+        yield Section("Recommendation", _recommendation(report, maximizes=study.maximizes))
+        progress = page.grid([_history(study, report), _pareto(study, report)])
+        yield Section("Progress", progress + page.note("Dots: complete trials. Orange: the recommended and the best."))
         yield Section("Importance", _importance(report, intervals, len(complete)))
         yield Section("Knobs", page.grid(_knobs(study, report, complete)))
-        yield Section("Epochs", _epochs(study))
-    best = [number for number, row in enumerate(report.trials) if row["trial"] in report.pareto]
+        yield Section("Epochs", _epochs(study, report.metrics[0]))
+    best = [number for number, row in enumerate(report.trials) if row["trial"] in (report.recommended, *report.pareto)]
     head = list(report.trials[0]) if report.trials else []
     cells = [[_cell(name, value) for name, value in row.items()] for row in report.trials]
     yield Section("Trials", page.table(head, cells, best=best) if cells else "")
 
 
-def _recommendation(report: "StudyReport") -> str:
+def _recommendation(report: "StudyReport", *, maximizes: bool) -> str:
     """Return which trial is recommended, its scores with new seeds, and its command."""
     metric, number = report.metrics[0], report.recommended
     row = next(row for row in report.trials if row["trial"] == number)
@@ -66,13 +68,12 @@ def _recommendation(report: "StudyReport") -> str:
     reason = "has the best mean" if best else "is the cheapest within a standard error of the best"
     text = f"Recommended: trial {number}, {metric} {chosen.mean:.4f} with new seeds. It {reason}."
     axis = charts.category_axis("trial", [str(trial.trial) for trial in reversed(report.confirmed)])
-    means = [
-        stats.mean_interval(np.array(trial.scores)) or Interval(trial.mean, trial.mean) for trial in report.confirmed
-    ]
+    means = [_mean_interval(trial, maximizes=maximizes) for trial in report.confirmed]
     values = [trial.searched for trial in report.confirmed] + [end for ends in means for end in (ends.low, ends.high)]
     plot = charts.Plot(charts.number_axis(metric, values), axis, "with new seeds", height=30.0 * len(axis.ticks) + 72)
     for height, (trial, ends) in enumerate(reversed([*zip(report.confirmed, means, strict=True)])):
-        tip = f"trial {trial.trial}\nin the search {trial.searched:.4f}\nmean with new seeds {trial.mean:.4f}"
+        interval = f"{ends.low:.4f} to {ends.high:.4f}"
+        tip = f"trial {trial.trial}\nin the search {trial.searched:.4f}\nwith new seeds {trial.mean:.4f} ({interval})"
         plot.dots([(trial.searched, height, tip, "")])
         plot.whisker(height, trial.mean, ends.low, ends.high, tip, 1 if trial.trial == number else 0)
     note = page.note("Filled: mean and its 95 % interval with new seeds. Hollow: the value in the search.")
@@ -89,6 +90,14 @@ def _recommendation(report: "StudyReport") -> str:
     head = ("trial", "in the search", "mean, new seeds", "deviation", "within noise of the best")
     table = page.table(head, cells, best=[report.confirmed.index(chosen)])
     return f'<p class="winner">{page.text(text)}</p>{run}' + page.grid([plot.svg() + note, table])
+
+
+def _mean_interval(trial: ConfirmedTrial, *, maximizes: bool) -> Interval:
+    """Return the 95 % interval of a trial's mean, inside the values that its metric can have."""
+    ends = stats.mean_interval(np.array(trial.scores)) or Interval(trial.mean, trial.mean)
+    if maximizes:  # comp's own metrics end at 1, and losses and errors begin at 0
+        return Interval(ends.low, ends.high if max(trial.scores) > 1 else min(ends.high, 1.0))
+    return Interval(ends.low if min(trial.scores) < 0 else max(ends.low, 0.0), ends.high)
 
 
 def _history(study: "Study", report: "StudyReport") -> str:
@@ -110,20 +119,23 @@ def _history(study: "Study", report: "StudyReport") -> str:
 
 
 def _dots(report: "StudyReport", points: "Iterator[tuple[float, float, FrozenTrial]]") -> Iterator[charts.Dot]:
-    for x, y, trial in points:
+    highlighted = {report.recommended, *report.pareto}
+    for x, y, trial in sorted(points, key=lambda point: point[2].number in highlighted):  # the last is on top
         knobs = "\n".join(f"{path} {_shown(value)}" for path, value in trial.params.items())
         tip = f"trial {trial.number}: {_shown(trial.values[0])}\n{knobs}"
-        yield x, y, tip, _BEST if trial.number in (report.recommended, *report.pareto) else _OTHER
+        yield x, y, tip, _BEST if trial.number in highlighted else _OTHER
 
 
 def _shown(value: object) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
 def _cell(column: str, value: object) -> str:
     """Return a cell of the table of trials; a run is its folder's name."""
     if column == "run":
-        return f'<td class="text"><span class="name">{page.text(Path(str(value)).name)}</span></td>'
+        return f'<td class="text"><span class="whole">{page.text(Path(str(value)).name)}</span></td>'
     return page.text(_shown(value))
 
 
@@ -140,10 +152,10 @@ def _pareto(study: "Study", report: "StudyReport") -> str:
 
 def _importance(report: "StudyReport", intervals: Mapping[str, Interval], complete: int) -> str:
     if not report.importance:
-        return page.note(f"Importance needs 20 complete trials and two knobs that vary; there are {complete}.")
+        return page.note(f"Importance needs 20 complete trials and two knobs that vary. Complete so far: {complete}.")
     rows = list(reversed(report.importance.items()))
     axis = charts.category_axis("", [path for path, _ in rows])
-    shares = charts.number_axis("share of the first metric's variance", (0.0, 1.0))
+    shares = charts.number_axis(f"share of the variance of {report.metrics[0]}", (0.0, 1.0))
     plot = charts.Plot(shares, axis, height=28.0 * len(rows) + 48)
     for height, (path, share) in enumerate(rows):
         ends = intervals[path]
@@ -183,7 +195,7 @@ def _place(entry: Entry, trial: FrozenTrial) -> float:
     return next(place for place, choice in enumerate(entry.choices) if value in (choice, repr(choice)))
 
 
-def _epochs(study: "Study") -> str:
+def _epochs(study: "Study", metric: str) -> str:
     """Return the first metric by epoch of the best trials and of pruned ones."""
     pruned = [trial for trial in study.trials() if trial.state == TrialState.PRUNED]
     trials = [trial for trial in (*study.ranked(), *pruned) if len(trial.intermediate_values) > 1][:_MAX_CURVES]
@@ -196,5 +208,6 @@ def _epochs(study: "Study") -> str:
     if not series:
         return ""
     styles = {label: 1 if order == 0 else charts.GREY if "pruned" in label else 0 for order, label in enumerate(series)}
-    drawn = charts.lines("validation by epoch", series, "epoch", styles=styles).svg()
-    return page.grid([drawn + page.note("Orange: the best trial; blue: other complete ones; grey: pruned ones.")])
+    drawn = charts.lines(f"{metric} by epoch", series, "epoch", styles=styles).svg()
+    grey = "; grey: pruned trials" if charts.GREY in styles.values() else ""
+    return page.grid([drawn + page.note(f"Orange: the best trial; blue: other complete trials{grey}.")])

@@ -231,7 +231,7 @@ def draw(judged: LabelReport, suspects: Sequence[Suspect], path: Path, progress:
     """
     images = _read_images(judged.trained[0], [suspect.id for suspect in suspects], progress)
     if path.suffix == ".png":
-        titles = [f"given {row.given}\n→ {row.label} {100 * row.probability:.0f}%" for row in suspects]
+        titles = [f"given {row.given}\nlikely {row.label}\n{row.probability:.0%}" for row in suspects]
         plots.draw_image_grid(path, images, titles, columns=_COLUMNS)
         return
     cells = [(row.id, row.given, row.label, f"{row.probability:.3f}", row.action) for row in suspects]

@@ -13,7 +13,7 @@ from comp.data import pseudo, splits
 from comp.data.dataset import Dataset, open_dataset
 from comp.models import weights
 from comp.models.classifier import Classifier
-from comp.results import files, plots, runs
+from comp.results import files, runs
 from comp.results.run_metrics import Decision
 from comp.results.runs import Run
 from comp.results.unfinished import noting_failure
@@ -305,9 +305,6 @@ def _fit_and_score(
 
     state = loop.fit(context, resume=resume, on_epoch=on_epoch_end, progress=progress)
     team.leave()
-    plots.draw_curves(run.plot_path("curves"), run.history(), state.best_epoch)
-    if context.norms.enabled:
-        plots.draw_norms(run.plot_path("norms"), run.table("norms.csv"))
     loaded = replace(loaded, data=context.dataset)
     scores = _score_weight_files(loaded, context, state, progress)
     if loaded.dataset.val is not None:

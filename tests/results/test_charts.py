@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.results import charts, comparison, diagnostics, page, prediction_files, report, runs
+from comp.results import charts, comparison, curves, diagnostics, page, prediction_files, report, runs
 from comp.results.page import Section
 from tests.support.browser import CHROMIUM, NEEDS_CHROMIUM
 from tests.support.commands import Result
@@ -80,6 +80,18 @@ def test_pointing_at_an_epoch_shows_all_values_there() -> None:
     chart = Chart(charts.lines("loss", series, "epoch").svg())
     assert chart.tips == ["epoch 1\na: 0.5", "epoch 2\na: 0.25\n<b>: 0.75", "epoch 3\n<b>: nan"]
     assert "b" not in [tag for tag, _ in chart.tags]
+
+
+def test_a_value_measured_in_one_epoch_has_a_dot_and_the_best_epoch_a_line() -> None:
+    history = [{"number": str(number), "train_loss": str(1 / number), "lr": "0.1"} for number in range(1, 6)]
+    history[2]["ood_accuracy"] = "0.9"
+    drawn = Chart(curves.draw(history, "accuracy", best_epoch=4))
+    assert "epoch 3\nvalidation, shifted: 0.9" in drawn.tips
+    assert sum(tag == "circle" for tag, _ in drawn.tags) == 5 + 1 + 5
+    guides = [row["d"] for _, row in drawn.tags if row.get("class") == "guide"]
+    assert len(guides) == 3  # one in each chart
+    assert "after epoch 4" in curves.draw(history, "accuracy", best_epoch=4)
+    assert "guide" not in curves.draw(history, "accuracy", best_epoch=None)
 
 
 def test_forty_lines_look_different() -> None:

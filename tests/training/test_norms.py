@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from comp import config as configs
 from comp.results.runs import Run
@@ -84,12 +83,14 @@ def test_an_interrupted_training_writes_the_same_norms(workplace: Path, whole: R
     assert {row["epoch"] for row in whole.table("norms.csv")} == {"1", "2"}
 
 
-def test_the_command_prints_a_table_and_draws_a_picture(workplace: Path, comp: Callable[..., Result]) -> None:
+def test_the_command_prints_a_table_and_the_report_draws_it(workplace: Path, comp: Callable[..., Result]) -> None:
     output = comp("train", "small.yaml", *SETTINGS).out
     run = the_run(Path("runs"))
-    assert all(row["layer"] in output for row in run.table("norms.csv"))
-    with Image.open(run.path / "plots" / "norms.png") as picture:
-        assert picture.width > 600
+    layers = [row["layer"] for row in run.table("norms.csv")]
+    assert all(layer in output for layer in layers)
+    assert comp("report", run.path, "-o", "page.html").code == 0
+    section = Path("page.html").read_text().partition('<section id="layers">')[2].partition("</section>")[0]
+    assert all(f"<title>{layer}\nepoch 1: " in section for layer in layers)
 
 
 def test_without_log_norms_nothing_is_written(workplace: Path) -> None:

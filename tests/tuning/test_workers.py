@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from comp import config as configs
-from comp.results import plots, runs
+from comp.results import runs
 from comp.runtime.errors import StudyError
 from comp.runtime.workers import share_of
 from comp.tuning import create, search
@@ -126,7 +126,6 @@ def test_a_worker_that_dies_as_its_trial_begins_leaves_no_trial_that_runs_for_ev
 
 def tune_here(url: str, trials: int) -> None:
     """Be one of several commands."""
-    plots.draw_curves = lambda *args, **options: None  # see conftest.py
     values = tuned(NUMBERS, storage=url, trials=trials, heartbeat_seconds=1)
     search.tune(configs.from_mapping(values, "a.yaml"), pictures=False)
 

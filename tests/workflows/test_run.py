@@ -87,7 +87,7 @@ def test_a_run_leaves_its_folder_as_designed(two_runs: Path) -> None:
     assert left - {".lock"} == {
         "config.yaml", "split.npz", "execution.json", "provenance.json", "history.csv", "best.safetensors",
         "final.safetensors", "metrics.json", "predictions/val.npz", "predictions/val-final.npz",
-        "predictions/ood_val.npz", "predictions/test.npz", "predictions/suite.npz", "plots/curves.png",
+        "predictions/ood_val.npz", "predictions/test.npz", "predictions/suite.npz",
     }  # fmt: skip
     provenance = run.provenance()
     assert provenance["classes"] == ["0", "1", "2", "3"]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from comp.training.lr_find import LRFindResult
 
 from comp.cli.console.output import err, print_note, print_table, print_text, print_written
+from comp.runtime.progress import duration
 
 
 def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str) -> None:
@@ -57,17 +58,6 @@ def print_cost(cost: "Cost") -> None:
     if cost.gpu_bytes:
         needs.insert(1, _share("GPU", cost.gpu_bytes, cost.gpu_total))
     err.print(f"needs about {', '.join(needs)}")
-
-
-def duration(seconds: float) -> str:
-    """Return `40 s`, `12 min`, `3 h 20 min` or `2 d 4 h`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _share(what: str, needed: int, available: int) -> str:

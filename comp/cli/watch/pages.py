@@ -16,13 +16,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from comp.cli.console.leaderboard import LEGEND, board_cells
-from comp.cli.console.training import duration
 from comp.results import analysis, diagnostics, leaderboard, page, report, runs, unfinished
 from comp.results.leaderboard import LeaderboardRow
 from comp.results.page import Section
 from comp.results.runs import Run
 from comp.results.unfinished import UnfinishedRun
 from comp.runtime.errors import RunError, UserError, plural, readable
+from comp.runtime.progress import duration
 
 Stamp = tuple[tuple[str, int, int], ...]  # name, time and size of files
 _SHOWN = (".csv", ".json", ".yaml", "plots")  # what a run's page shows: names in its folder end so
@@ -204,7 +204,7 @@ def _unfinished_sections(run: Run, row: UnfinishedRun) -> Iterator[Section]:
         yield Section("", notes)
         return
     yield Section("", notes + page.cards(_cards(run.history(), row)))
-    yield from report.curves(run, best_epoch=None)
+    yield from report.curve_sections(run, run.config().competition.metric, best_epoch=None)
     yield from report.origins(run)
 
 

@@ -1,7 +1,8 @@
 """Progress callback protocol: called at points where it is safe to stop.
 
-The command line draws bars from it and raises `comp.runtime.errors.Interrupted` in it after a signal; without a
-callback a library user gets no output. Callers never read a device value to make the call.
+The command line draws bars from it and raises `comp.runtime.errors.Interrupted` in it after a signal; the Python API
+draws bars where somebody sees them (`comp.runtime.bars`); workflows called without a callback print nothing. Callers
+never read a device value to make the call.
 """
 
 from typing import Protocol

@@ -123,7 +123,7 @@ def test_a_package_holds_what_a_notebook_needs(packed: dict[str, Path], trained:
     assert kernel["competition_sources"] == ["insects"]
     nbformat.validate(nbformat.read(folder / "kernel" / kernel["code_file"], 4))
     (wheel,) = (folder / "dataset/wheels").iterdir()
-    assert {"comp/api.py", "comp_configs/quickstart.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
+    assert {"comp/api/__init__.py", "comp_configs/quickstart.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
     assert not (folder / "dataset" / inner / "final.safetensors").exists()
     assert not list(folder.parent.glob(".*"))
     assert_refused(comp("export", run.path, "--kaggle", folder, *NAMES), str(folder), "exists already")

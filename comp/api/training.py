@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 
 def load_config(path: Path | str, *overrides: str) -> Config:
-    """Return the config of a YAML file, or of a shipped config's name, with `key.path=value` overrides.
+    """Return a config.
+
+    Args:
+        path: a YAML file, or the name of a shipped config such as `quickstart`.
+        overrides: `key.path=value`, which win over the file.
 
     Raises:
         ConfigError: an unknown key or an invalid value, with its location and the nearest valid key.

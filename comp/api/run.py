@@ -4,11 +4,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from comp.api.progress import shown
 from comp.ensembles import new_images
 from comp.inference.inputs import PredictInput
 from comp.results import cards, runs
-from comp.runtime.progress import Progress
+from comp.runtime.progress import Progress, shown
 from comp.submission import write
 from comp.workflows import evaluate, report
 from comp.workflows.load import load_for_input

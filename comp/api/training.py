@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import config
-from comp.api.progress import shown
 from comp.api.run import Run, open_run
 from comp.config import Config, shipped
 from comp.ensembles import combine, new_images
@@ -18,7 +17,7 @@ from comp.ensembles.cross_validate import CrossValidation
 from comp.inference.inputs import Paths, PredictInput
 from comp.results import runs as run_folders
 from comp.results.predictions import Predictions
-from comp.runtime.progress import Progress
+from comp.runtime.progress import Progress, shown
 from comp.workflows import lineage
 from comp.workflows import train as workflow
 from comp.workflows.build import prepare

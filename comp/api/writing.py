@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comp.api.progress import shown
 from comp.api.run import open_run, write_report
 from comp.api.training import load_config
 from comp.config import Config, parse_duration
@@ -15,7 +14,7 @@ from comp.ensembles import network, new_images
 from comp.results import files, runs
 from comp.results import leaderboard as board
 from comp.runtime.errors import ConfigError, RunError, plural
-from comp.runtime.progress import Progress
+from comp.runtime.progress import Progress, shown
 from comp.submission import derive_from_sample, validate
 from comp.submission.validate import SubmissionReport
 from comp.submission.write import finish_interrupted

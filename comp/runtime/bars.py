@@ -87,6 +87,11 @@ def draw_bars(console: Console) -> Iterator[Bars]:
         yield Bars(display)
 
 
+def stderr_console() -> Console:
+    """Return a console on which names are printed verbatim."""
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
 class NotebookBar:
     """A `comp.runtime.progress.Progress` that shows the current task below a notebook's cell.
 

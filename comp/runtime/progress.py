@@ -5,6 +5,9 @@ draws bars where somebody sees them (`comp.runtime.bars`); workflows called with
 never read a device value to make the call.
 """
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import Protocol
 
 OUT_OF_MEMORY = "out of memory"  # begins the note of work that goes on in smaller parts
@@ -27,3 +30,22 @@ class Progress(Protocol):
 
 def quiet(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
     """Report nothing."""
+
+
+@contextlib.contextmanager
+def shown(progress: Progress | None) -> Iterator[Progress]:
+    """Yield a caller's own callback; without one a bar in a notebook or a terminal, and nothing in a pipe or a file."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    if progress is not None or not (is_terminal or "IPython" in sys.modules):
+        yield progress or quiet
+        return
+    from comp.runtime import bars  # and rich, which a code competition's notebook may lack
+
+    if bars.is_notebook():
+        with bars.notebook_bar() as bar:
+            yield bar
+    elif is_terminal:
+        with bars.draw_bars(bars.stderr_console()) as drawn:
+            yield drawn
+    else:
+        yield quiet

@@ -67,6 +67,9 @@ def page(escaped: Callable[[str], str]) -> str:
     parts.append("## What they return")
     for item in results():
         parts += [f"### {item.__name__} {{ #{item.__name__.lower()} }}", *_described("", item, escaped)]
+        methods = {name: value for name, value in vars(item).items() if inspect.isfunction(value) and name[0] != "_"}
+        rows = [f"| `{name}()` | {escaped(sections(value)[''].splitlines()[0])} |" for name, value in methods.items()]
+        parts += ["\n".join(["| method | meaning |", "|---|---|", *rows])] if rows else []
     return "\n\n".join(parts)
 
 

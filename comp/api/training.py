@@ -89,6 +89,8 @@ def resume(
         UserError: its data, its config or its files have changed since it was started.
     """
     opened = open_run(run, allow_plugins=allow_plugins, overrides=overrides)
+    if opened.is_complete() and opened.metrics().split_scores("test") is not None:
+        return opened
     with shown(progress) as callback:
         if not opened.is_complete():
             opened.check_config()  # before its data are opened

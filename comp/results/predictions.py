@@ -210,7 +210,8 @@ class Predictions:
         header, rows = self.take(slice(_SHOWN_ROWS)).table()
         columns = 2 if self.top1 is None else 3  # of several labels without the probability of each class
         cells = [[page.text(cell) for cell in row[:columns]] for row in rows]
-        summary = f"{plural(len(self), 'image')}, {plural(len(self.classes), 'output')}; the first:"
+        of_classes = "" if self.row.numeric else f", {plural(len(self.classes), 'class', 'classes')}"
+        summary = f"{plural(len(self), 'image')}{of_classes}; the first:"
         return page.note(summary) + page.table(header[:columns], cells)
 
     def take(self, rows: "slice | NDArray[np.int64]") -> "Predictions":

@@ -20,7 +20,7 @@ from comp.submission.validate import SubmissionReport
 from comp.submission.write import finish_interrupted
 from comp.workflows import export as workflow
 from comp.workflows import init as drafts
-from comp.workflows import kaggle_package, kaggle_verify, kaggle_wheels
+from comp.workflows import kaggle_package, kaggle_verify, kaggle_wheels, plugins
 from comp.workflows.init import Draft
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def check_data(config: Config | Path | str, *, progress: Progress | None = None)
         UserError: the data cannot be opened.
     """
     config = config if isinstance(config, Config) else load_config(config)
+    plugins.load(config)  # its metric may be in one
     with shown(progress) as callback:
         dataset = inspection.open_without_suite(config, callback)
         return quality.find_problems(dataset, config, skip_bad=config.data.skip_bad, progress=callback)

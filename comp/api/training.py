@@ -1,5 +1,6 @@
 """From a config to runs, folds, studies and predictions."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,9 @@ def tune(
     Raises:
         UserError: config, data or storage are wrong, three trials in a row have failed, or none is complete.
     """
-    from comp.tuning import search  # optuna, which predicting does not need
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of a bar of optuna's that nobody sees
+        from comp.tuning import search  # optuna, which predicting does not need
 
     config = _open_config(config, allow_plugins)
     with shown(progress) as callback:

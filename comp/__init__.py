@@ -1,16 +1,53 @@
 """comp: from a competition's data to a scored, valid submission.csv.
 
-Its Python API: `comp.load_config`, `train`, `predict`, `predict_package`, `ensemble` and `Run`; see `comp.api`.
+Its Python API is in `comp.api`: `comp.load_config`, `comp.train`, `comp.Run` and others.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from comp.api import Run, ensemble, load_config, predict, predict_package, train
+    from comp.api import (
+        Run,
+        check,
+        check_data,
+        cross_validate,
+        ensemble,
+        export,
+        export_kaggle,
+        init,
+        leaderboard,
+        load_config,
+        predict,
+        predict_package,
+        quiet,
+        report,
+        resume,
+        train,
+        tune,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "ensemble", "load_config", "predict", "predict_package", "train"]
+__all__ = [
+    "Run",
+    "__version__",
+    "check",
+    "check_data",
+    "cross_validate",
+    "ensemble",
+    "export",
+    "export_kaggle",
+    "init",
+    "leaderboard",
+    "load_config",
+    "predict",
+    "predict_package",
+    "quiet",
+    "report",
+    "resume",
+    "train",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """The site's reference pages, made from the code when it is built; a hook of mkdocs, see mkdocs.yml.
 
-Config keys come from `comp.config.reference`, commands from typer, rows from the dicts. A row's description is its line
-`name: text` in the docstring below the dict, or else the docstring of its function. Pages from elsewhere in the
-repository join the site, links between files become links between pages, and keys and commands in code font get links.
+Config keys come from `comp.config.reference`, commands from typer, the Python API from `python_api`, rows from the
+dicts. A row's description is its line `name: text` in the docstring below the dict, or else the docstring of its
+function. Pages from elsewhere in the repository join the site, links between files become links between pages, and
+keys and commands in code font get links.
 """
 
 import ast
@@ -18,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from comp.config import reference
+from docs import python_api
 
 REPOSITORY = Path(__file__).parents[1]
 # A page of the repository that lies outside docs/ -> its address in the site.
@@ -193,6 +195,7 @@ def pages() -> dict[str, str]:
     return {
         **{f"reference/config/{section or 'other'}.md": _config_page(section) for section in sections},
         "reference/commands.md": _commands_page(),
+        python_api.ADDRESS: python_api.page(_escaped),
         **{f"reference/{name}.md": _rows_page(*page) for name, page in PAGES.items()},
     }
 
@@ -292,7 +295,7 @@ def _escaped(text: str) -> str:
 
 @cache
 def targets() -> dict[str, str]:
-    """Return what code font may name -> its address: config keys, commands, dicts."""
+    """Return what code font may name -> its address: config keys, commands, dicts, the Python API."""
     keys = {key.path: f"reference/config/{_file_of(key.path)}.md#{key.path}" for key in reference.keys_in()}
     words = {each: f"reference/commands.md#{each.replace(' ', '-')}" for each, _ in commands()}
     dicts = {
@@ -300,7 +303,8 @@ def targets() -> dict[str, str]:
         for name, (_, registries, _) in PAGES.items()
         for registry in registries
     }
-    return keys | words | dicts
+    names = {path: f"{python_api.ADDRESS}#{path}" for path in python_api.items()}
+    return keys | words | dicts | names
 
 
 def _file_of(path: str) -> str:

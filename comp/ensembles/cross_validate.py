@@ -23,7 +23,7 @@ from comp.config import Config
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
 from comp.ensembles import combine
-from comp.results import files, metrics, prediction_files, runs, stats
+from comp.results import cards, files, metrics, prediction_files, runs, stats
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import SplitScores
 from comp.results.runs import Run
@@ -98,6 +98,10 @@ class CrossValidation:
         interval, metric = stats.mean_interval(_defined(self.fold_values(score))), metrics.metric(score)
         return value, interval and Interval(max(interval.low, metric.low), min(interval.high, metric.high))
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the scores of the folds and of all images together."""
+        return cards.rows_card(f"{self.result.path} ({len(self.folds)} folds)", *fold_table(self.to_json()))
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         scores = {}
@@ -125,6 +129,24 @@ class CrossValidation:
             "decision": None if (decision := self.result.metrics().decision) is None else decision.model_dump(),
             "submission": self.result.metrics().submission,
         }
+
+
+def fold_table(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of `CrossValidation.to_json`: each fold, their mean, and all images together."""
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    scores: dict[str, Any] = values["scores"]
+    rows = [
+        [f"fold {number}", *(shown(score["folds"][number]) for score in scores.values())]
+        for number in range(len(values["folds"]))
+    ]
+    rows += [
+        [key.replace("_", " "), *(shown(score[key]) for score in scores.values())]
+        for key in ("mean", "standard_deviation", "out_of_fold")
+    ]
+    return ["validation", *scores], rows
 
 
 def _defined(values: Sequence[float | None]) -> NDArray[np.float64]:

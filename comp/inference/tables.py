@@ -10,33 +10,6 @@ from comp.runtime import escape
 from comp.runtime.errors import SubmissionError
 
 FOLDER = Path("predictions")
-Rows = list[list[str]]
-
-
-def build_table(images: Predictions) -> tuple[list[str], Rows]:
-    """Return a header and one row per image.
-
-    For exclusive classes: `id`, `label`, `probability` of that label. For numbers: `id` and the label's name. Otherwise
-    `id`, `labels` (the predicted classes, separated by `;`), and one column of probabilities per class.
-    """
-    if images.row.numeric:
-        return ["id", *images.classes], [
-            [str(name), f"{value:.6g}"] for name, value in zip(images.ids, images.values(), strict=True)
-        ]
-    probabilities = images.probabilities()
-    if images.top1 is not None:
-        header = ["id", "label", "probability"]
-        top = probabilities[range(len(images)), images.top1]
-        rows = [
-            [str(name), images.classes[label], f"{probability:.4f}"]
-            for name, label, probability in zip(images.ids, images.top1, top, strict=True)
-        ]
-        return header, rows
-    rows = []
-    for name, decisions, row in zip(images.ids, images.decisions(), probabilities, strict=True):
-        labels = ";".join(images.classes[column] for column in decisions.nonzero()[0])
-        rows.append([str(name), labels, *(f"{probability:.4f}" for probability in row)])
-    return ["id", "labels", *images.classes], rows
 
 
 def next_free_path(competition: str, folder: Path = FOLDER) -> Path:
@@ -79,7 +52,7 @@ def write_csv(path: Path | None, images: Predictions, *, competition: str, force
     """
     folder = FOLDER if path is None else path.parent
     files.make_folder(folder)
-    header, rows = build_table(images)
+    header, rows = images.table()
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(
         [escape.for_spreadsheet(cell) for cell in row] for row in (header, *rows)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config.tasks import TASKS, TaskRow
-from comp.runtime.errors import NotFiniteError
+from comp.results import page
+from comp.runtime.errors import NotFiniteError, plural
 
 Outputs = NDArray[np.float16] | NDArray[np.float32]
 Targets = NDArray[np.int64] | NDArray[np.float32]  # [N] class indices, [N, K] of 0 and 1, or [N] float32 numbers
@@ -51,6 +52,7 @@ _INVERSES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "sigmoid": lambda probabilities: np.log(probabilities / (1 - probabilities)),
     "identity": lambda values: values,
 }
+_SHOWN_ROWS = 5  # in a notebook
 _MIN_PROBABILITY = 1e-7  # keeps the logarithm of a mean probability finite
 
 
@@ -180,6 +182,37 @@ class Predictions:
         """Return the accuracy of each non-empty block; targets must be known."""
         correct = self.correct()
         return {name: float(correct[rows].mean()) for name, rows in self.blocks() if rows.stop > rows.start}
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return a header and one row of text per image.
+
+        For exclusive classes: `id`, `label`, `probability` of that label. For numbers: `id` and the label's name.
+        Otherwise `id`, `labels` (the predicted classes, separated by `;`), and one column of probabilities per class.
+        """
+        names = self.ids.tolist()
+        if self.row.numeric:
+            numbers = zip(names, self.values(), strict=True)
+            return ["id", *self.classes], [[name, f"{value:.6g}"] for name, value in numbers]
+        probabilities = self.probabilities()
+        if self.top1 is not None:
+            top = probabilities[range(len(self)), self.top1]
+            decided = zip(names, self.top1, top, strict=True)
+            rows = [[name, self.classes[label], f"{probability:.4f}"] for name, label, probability in decided]
+            return ["id", "label", "probability"], rows
+        rows = []
+        for name, decisions, row in zip(names, self.decisions(), probabilities, strict=True):
+            labels = ";".join(self.classes[column] for column in decisions.nonzero()[0])
+            rows.append([name, labels, *(f"{probability:.4f}" for probability in row)])
+        return ["id", "labels", *self.classes], rows
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: how many there are, and the first answers."""
+        header, rows = self.take(slice(_SHOWN_ROWS)).table()
+        columns = 2 if self.top1 is None else 3  # of several labels without the probability of each class
+        cells = [[page.text(cell) for cell in row[:columns]] for row in rows]
+        of_classes = "" if self.row.numeric else f", {plural(len(self.classes), 'class', 'classes')}"
+        summary = f"{plural(len(self), 'image')}{of_classes}; the first:"
+        return page.note(summary) + page.table(header[:columns], cells)
 
     def take(self, rows: "slice | NDArray[np.int64]") -> "Predictions":
         """Return the given rows, without blocks."""

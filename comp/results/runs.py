@@ -70,6 +70,10 @@ class Run:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same run; one of them may be a `comp.Run`, which is a subclass."""
+        return isinstance(other, Run) and (self.path, self.overrides) == (other.path, other.overrides)
+
     @property
     def name(self) -> str:
         """`<competition>/<time>-<name>`, or `<study>/<time>-<name>` in a study."""

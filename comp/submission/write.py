@@ -108,6 +108,16 @@ def has_submission(run: Run, output: Path | None = None) -> bool:
     return False
 
 
+def find_own(run: Run, output: Path | None = None) -> Path | None:
+    """Return the last CSV that a complete run wrote as its config predicts, unchanged; at `output` if that is given."""
+    scores = run.metrics()
+    for name, variant in reversed(scores.written().items()):
+        path, is_own = Path(name), variant == scores.variant or not run.has_weights()
+        if is_own and is_submission_of(run, path) and (output is None or output.resolve() == path.resolve()):
+            return path
+    return None
+
+
 def is_submission_of(run: Run, path: Path) -> bool:
     """Return whether a CSV is one that a run wrote, unchanged, as its sidecar says."""
     return bool(_read_intact(run, path))

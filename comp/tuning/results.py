@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from comp import config as configs
 from comp.config import space
-from comp.results import files, runs, stats
+from comp.results import cards, files, runs, stats
 from comp.results.page import Section
 from comp.results.runs import Run
 from comp.results.stats import Interval
@@ -99,6 +99,13 @@ class StudyReport:
             "best": str(self.best) if self.best else None,
             "confirmed": [asdict(row) for row in self.confirmed],
         }
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: all trials, and which of them is recommended."""
+        hidden = ("run", "reason", "parameters")
+        head = [name for name in (self.trials[0] if self.trials else ()) if name not in hidden]
+        chosen = "no complete trial" if self.recommended is None else f"recommended: trial {self.recommended}"
+        return cards.rows_card(f"{self.folder}; {chosen}", head, [[row[name] for name in head] for row in self.trials])
 
 
 def progress_of(study: Study, began: float, ended_before: int) -> StudyProgress:

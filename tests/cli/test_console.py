@@ -18,6 +18,7 @@ from comp.cli import app, console
 from comp.cli.console import output, training
 from comp.models.surgery import TrainableRow
 from comp.results.runs import Run
+from comp.runtime import bars
 from comp.runtime.errors import Interrupted
 from comp.training.loop import Epoch
 
@@ -72,7 +73,7 @@ def test_a_trainings_tables_fit_the_window_and_name_every_layer_in_full(printed:
 
 def test_progress_in_a_file_never_tells_a_speed_of_zero(monkeypatch: pytest.MonkeyPatch, printed: io.StringIO) -> None:
     clock = iter((0.0, 0.0, 20.0, 100.0, 100.0, 120.0, 140.0))
-    monkeypatch.setattr(output.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(bars.time, "perf_counter", lambda: next(clock))
     with console.bars() as progress:
         progress("suite", 40, 40)  # all at once: nothing shows how fast
         progress("folds", 1, 3, "folds")

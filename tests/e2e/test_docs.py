@@ -22,7 +22,7 @@ def test_the_picture_of_the_rooms_is_the_contracts() -> None:
 def test_every_room_has_its_line_and_there_are_no_others() -> None:
     folders = {path.name for path in (REPOSITORY / "comp").iterdir() if (path / "__init__.py").is_file()}
     assert set(re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE, re.MULTILINE)) == folders
-    assert len(folders) == 14
+    assert len(folders) == 15
 
 
 def test_what_can_be_added_has_a_file_and_a_dict() -> None:

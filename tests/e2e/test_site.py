@@ -1,6 +1,7 @@
 """The documentation's site: every row of every dict has a description, every page its place, and no link is broken."""
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import comp
 from comp.workflows.plugin_rows import REGISTRIES as EXTENSIBLE
-from docs import reference
+from docs import python_api, reference
 from tests.e2e.test_readme import assert_is_taken
 from tests.support.commands import GROUP, REPOSITORY, Result, commands
 
@@ -47,6 +49,24 @@ def test_every_command_and_option_is_in_the_reference() -> None:
     for words in commands(GROUP):
         assert f"## comp {' '.join(words)} " in pages
     assert "`--select-on SELECT_ON`" in pages
+
+
+@pytest.mark.parametrize("path", python_api.items())
+def test_everything_in_the_python_api_is_described_with_all_its_arguments(path: str) -> None:
+    item = python_api.items()[path]
+    text = python_api.sections(item)
+    assert len(text[""].split()) > 1
+    described = python_api.entries(text.get("Args", text.get("Attributes", "")))
+    parameters = [name for name in inspect.signature(item).parameters if name != "self"]
+    if item is not comp.quiet:  # a `Progress`, which nobody calls
+        assert list(described) == parameters
+    assert f"## {path} " in reference.pages()[python_api.ADDRESS]
+
+
+def test_a_docstrings_parts_are_told_apart() -> None:
+    item = type("Item", (), {"__doc__": "Predict.\n\n    Args:\n        run: its folder,\n            a path.\n    "})
+    text = python_api.sections(item)
+    assert (text[""], python_api.entries(text["Args"])) == ("Predict.", {"run": "its folder, a path."})
 
 
 def test_every_generated_page_is_in_the_navigation_and_has_the_anchors_that_lead_to_it() -> None:

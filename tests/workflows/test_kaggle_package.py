@@ -123,10 +123,22 @@ def test_a_package_holds_what_a_notebook_needs(packed: dict[str, Path], trained:
     assert kernel["competition_sources"] == ["insects"]
     nbformat.validate(nbformat.read(folder / "kernel" / kernel["code_file"], 4))
     (wheel,) = (folder / "dataset/wheels").iterdir()
-    assert {"comp/api.py", "comp_configs/quickstart.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
+    assert {"comp/api/__init__.py", "comp_configs/quickstart.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
     assert not (folder / "dataset" / inner / "final.safetensors").exists()
     assert not list(folder.parent.glob(".*"))
     assert_refused(comp("export", run.path, "--kaggle", folder, *NAMES), str(folder), "exists already")
+
+
+def test_python_packs_what_the_command_packs(packed: dict[str, Path], trained: Path, tmp_path: Path) -> None:
+    folder, image = tmp_path / "package", trained / "image.txt"
+    names = {"competition": "insects", "owner": "somebody", "image_packages": image}
+    record = api.export_kaggle(member(trained).path, folder, **names, title="Insects, first")
+    assert record == files.read_json(folder / "package.json")
+    assert record.keys() == files.read_json(packed["run"].parent / "package.json").keys()
+    with pytest.raises(UserError, match="expected a time such as 90s"):
+        api.export_kaggle(member(trained), tmp_path / "other", **names, limit="soon")
+    with pytest.raises(UserError, match="exists"):
+        api.export_kaggle(member(trained), folder, **names)
 
 
 def test_a_package_has_what_submitting_it_needs(packed: dict[str, Path], trained: Path) -> None:

@@ -82,19 +82,10 @@ def cv(
 def _print_folds(values: dict[str, Any]) -> None:
     """Print a row for each fold, their mean, and the score of all validation images together."""
     from comp.cli import console
-
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4f}"
+    from comp.ensembles.cross_validate import fold_table
 
     scores: dict[str, Any] = values["scores"]
-    rows = [
-        [f"fold {number}", *(shown(score["folds"][number]) for score in scores.values())]
-        for number in range(len(values["folds"]))
-    ]
-    rows.append(["mean", *(shown(score["mean"]) for score in scores.values())])
-    rows.append(["standard deviation", *(shown(score["standard_deviation"]) for score in scores.values())])
-    rows.append(["out of fold", *(shown(score["out_of_fold"]) for score in scores.values())])
-    console.print_table(["validation", *scores], rows)
+    console.print_table(*fold_table(values))
     for name, score in scores.items():
         what = "out of fold" if name == "accuracy" else "mean of the folds"
         if score["interval"]:

@@ -189,7 +189,7 @@ def _write_table(output: Path | None, predicted: "PredictResult", as_json: bool,
 
     rows_of, name = predicted.predictions, predicted.competition.name
     path = tables.write_csv(output, rows_of, competition=name, force=force)
-    header, rows = tables.build_table(predicted.predictions)
+    header, rows = predicted.predictions.table()
     if not as_json:
         for note in predicted.notes:
             console.print_note(note)

@@ -2,14 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from comp.cli.commands.options import AllowPlugins, AsJson
-
-if TYPE_CHECKING:
-    from comp.results.runs import Run
 
 
 def report(
@@ -28,46 +25,16 @@ def report(
 
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
-    from comp import config as configs
     from comp.cli import console
-    from comp.results import files
-    from comp.results import report as reports
-    from comp.results import runs as run_folders
+    from comp.results.report import find_runs
+    from comp.workflows.report import write_report
 
-    files.check_writable(output)
-    runs = reports.find_runs(paths)
-    other = run_folders.open_run(baseline) if baseline and baseline.is_dir() else None
-    reference = other.config() if other else configs.load(baseline) if baseline else None
-    if len(runs) == 1:
-        _evaluate(replace(runs[0], allow_plugins=allow_plugins))
-        scored = other if other and other.is_complete() else None
-        text = reports.render_page(runs[0], baseline=reference, compared=scored)
-    else:
-        from comp.results import comparison
-
-        text = comparison.render_page(runs, baseline=reference)
-    files.write_atomically(output, text.encode())
+    runs = [replace(run, allow_plugins=allow_plugins) for run in find_runs(paths)]
+    with console.bars() as progress:
+        write_report(runs, output, baseline=baseline, on_note=console.print_note, progress=progress)
     written = {"page": str(output), "runs": [str(run.path) for run in runs]}
     if as_json:
         console.print_json(written)
         return
     console.print_written(output)
     console.print_next("leaderboard")
-
-
-def _evaluate(run: "Run") -> None:
-    """Diagnose a run again if its scores are newer; without its data or weights, only print a note."""
-    from comp.cli import console
-    from comp.results import diagnostics
-
-    stored = run.path / diagnostics.FILE
-    if stored.is_file() and stored.stat().st_mtime_ns >= (run.path / "metrics.json").stat().st_mtime_ns:
-        return
-    from comp.runtime.errors import UserError
-    from comp.workflows.evaluate import evaluate
-
-    try:
-        with console.bars() as progress:
-            evaluate(run, progress=progress)
-    except UserError as error:
-        console.print_note(f"not evaluated, so the page has no class scores and no confusion matrix: {error}")

@@ -21,7 +21,6 @@ from comp.cli.console.models_and_data import (
     print_notes,
 )
 from comp.cli.console.output import (
-    Bars,
     bars,
     print_json,
     print_line,
@@ -47,7 +46,6 @@ from comp.cli.console.tuning import print_study, print_trial, print_watch
 
 __all__ = [
     "MOST_COUNTED_MODELS",
-    "Bars",
     "bars",
     "board_cells",
     "metric_heads",

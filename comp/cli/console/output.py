@@ -7,25 +7,21 @@ import re
 import shlex
 import sys
 import textwrap
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from comp.runtime import escape, signals, streams
-from comp.runtime.progress import OUT_OF_MEMORY
+from comp.runtime import escape, streams
+from comp.runtime.bars import Bars, draw_bars
 
 _EDGES = 3  # columns of a cell's padding and border
 _NUMBER = re.compile(r"-?|[-+]?[\d,]*\.?\d+(e[-+]\d+)?%?")  # of a column that is aligned on the right
 _COMMAND = re.compile(r"(?<=: )comp [a-z].*$")  # at the end of a sentence
 _FILE_WIDTH = 200  # columns of a file or a pipe: nothing is cut off
-_SHORTEST_TIMED_SECONDS = 0.2  # of a task, before its speed is printed: the first call comes after some images
-_PLAIN_EVERY_SECONDS = 10.0  # between progress lines if stderr is a file
 # Names of files, runs and classes are printed verbatim: `[red]` is not a colour, and `:cat:` not an emoji.
 _VERBATIM: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
 
@@ -200,70 +196,6 @@ def _fit(
     return dict(sorted(widths.items()))
 
 
-class _Rate(ProgressColumn):
-    """A task's note, else its rate; the whole line fits in 80 columns."""
-
-    def render(self, task: Task) -> Text:
-        if task.fields["note"]:
-            return Text(task.fields["note"])
-        if not task.speed:
-            return Text("")
-        unit, speed = task.fields["unit"], task.speed
-        return Text(f"{speed / 1e6:,.1f} MB/s" if unit == "bytes" else f"{_speed(speed)} {unit}/s")
-
-
-def _speed(per_second: float) -> str:
-    """Return a speed in whole numbers, a slow one with two digits: never 0."""
-    return f"{per_second:,.0f}" if per_second >= 9.5 else f"{per_second:.2g}"
-
-
-class Bars:
-    """A `comp.runtime.progress.Progress` that draws a bar for the current task, or prints a line every ten seconds."""
-
-    def __init__(self, display: Progress) -> None:
-        self._display = display
-        self._task: TaskID | None = None
-        self._what, self._first = "", 0
-        self._noted: set[str] = set()
-        self._began = self._printed = time.perf_counter()
-
-    def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-        """Show the progress; raise `Interrupted` after a signal."""
-        what, note = escape.one_line(what), escape.one_line(note)
-        if what != self._what:
-            self._begin(what, done, total, unit)
-        assert self._task is not None
-        self._display.update(self._task, completed=done, total=total or None, note=note)
-        if note.startswith(OUT_OF_MEMORY) and (line := f"{what}: {note}") not in self._noted:
-            self._noted.add(line)  # a bar is gone in the end, and nothing else may say it
-            err.print(line)
-        if self._display.disable:
-            self._print_line(what, done, total, unit, note)
-        signals.raise_if_interrupted()
-
-    def _begin(self, what: str, done: int, total: int, unit: str) -> None:
-        if self._task is not None:
-            self._display.remove_task(self._task)
-        self._task = self._display.add_task(what, total=total or None, unit=unit, note="")
-        self._what, self._began, self._first = what, time.perf_counter(), done
-
-    def _print_line(self, what: str, done: int, total: int, unit: str, note: str) -> None:
-        now = time.perf_counter()
-        if now - self._printed < _PLAIN_EVERY_SECONDS or now - self._began < _SHORTEST_TIMED_SECONDS:
-            return
-        self._printed = now
-        rate = (done - self._first) / (now - self._began)
-        shown = note or (f"{_speed(rate)}/s" if rate else "")  # a task may begin with all that it counts
-        left = f"{(total - done) / rate:,.0f} s left" if total and rate else ""
-        err.print(", ".join(filter(None, (f"{what}: {done:,} of {total:,} {unit}", shown, left))))
-
-
-@contextlib.contextmanager
-def bars() -> Iterator[Bars]:
-    """Yield a progress callback that draws bars."""
-    description, percentage = TextColumn("{task.description}", markup=False), TextColumn("{task.percentage:>3.0f}%")
-    # FORCE_COLOR makes a pipe a terminal to rich, and a log would be full of bars.
-    drawn = err.is_terminal and err.file.isatty()
-    columns = (description, BarColumn(10), percentage, _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not drawn) as display:
-        yield Bars(display)
+def bars() -> contextlib.AbstractContextManager[Bars]:
+    """Return a context whose value is a progress callback that draws bars, or prints lines to a file."""
+    return draw_bars(err)

@@ -360,12 +360,18 @@ def test_a_budget_of_seconds_for_each_fold_is_said_with_what_to_do(comp: Comp) -
     assert advice(comp, "--budget", "5min") == advice(comp, "--budget", "30s", "data.folds=none") == ""
 
 
-@pytest.mark.parametrize(("mode", "says"), [("RGB", "mirror images; for digits"), ("L", "must not be mirrored")])
-def test_whether_images_are_mirrored_is_a_guess_that_is_said(comp: Comp, mode: str, says: str) -> None:
-    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(10)], mode=mode)
-    assert says in " ".join(json.loads(comp("init", "d", "--json").out)["guessed"])
+def test_whether_images_are_mirrored_is_a_guess_that_is_said(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(10)])
+    assert "mirror images; for digits" in " ".join(json.loads(comp("init", "d", "--json").out)["guessed"])
     result = comp("init", "d", "--json", "--force", "augment.policy=rotation", "predict.views=none")
     assert "augment.policy" not in " ".join(json.loads(result.out)["guessed"])
+
+
+def test_grey_pixels_of_a_table_are_not_mirrored_and_that_is_said(comp: Comp) -> None:
+    Path("d").mkdir()
+    pixels = [[n % 2, *[(n * 7 + at) % 256 for at in range(256)]] for n in range(20)]
+    write_table("d/train.csv", [["label", *[f"pixel{at}" for at in range(256)]], *pixels])
+    assert "must not be mirrored" in " ".join(json.loads(comp("init", "d", "--json").out)["guessed"])
 
 
 def test_images_of_a_pixel_are_doubted(comp: Comp) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from comp.models.coursework.layout import Network, halved
 from comp.runtime.errors import ModelError, unknown
@@ -84,6 +85,21 @@ def _patch_covariance(images: Tensor, side: int) -> Tensor:
         sums += patches.sum(1)
         count += patches.shape[1]
     return (products - torch.outer(sums, sums) / count) / (count - 1)
+
+
+class PooledConvolution(nn.Conv2d):
+    """A 3x3 convolution before a pool of 2x2, which drops the last row and column of a map with an odd side.
+
+    They are not computed: a ninth of the work at a side of 15, a quarter at 7. All other values have the same bits.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [B, C, H, W] of features [B, F, H, W], H and W rounded down to even."""
+        odd_height, odd_width = (side % 2 for side in features.shape[2:])
+        if odd_height or odd_width:
+            padded = F.pad(features, (1, 1 - odd_width, 1, 1 - odd_height))
+            return F.conv2d(padded, self.weight, self.bias)
+        return super().forward(features)
 
 
 class GlobalMaxPool(nn.Module):
@@ -171,7 +187,8 @@ def _group(before: int, after: int, convolutions: int) -> nn.Sequential:
     """Return convolutions with batch norm and GELU; a pool halves the map after the first."""
     layers: list[nn.Module] = []
     for index in range(convolutions):
-        convolution = nn.Conv2d(before if index == 0 else after, after, 3, padding=1, bias=False)
+        kind = PooledConvolution if index == 0 else nn.Conv2d
+        convolution = kind(before if index == 0 else after, after, 3, padding=1, bias=False)
         with torch.no_grad():
             nn.init.dirac_(convolution.weight[: convolution.in_channels])
         norm = nn.BatchNorm2d(after, momentum=0.4)

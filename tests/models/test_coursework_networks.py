@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from comp.config import ModelConfig
 from comp.models import fastnet, stems, surgery, zoo
@@ -253,3 +254,13 @@ def test_fastnet_convolutions_begin_as_the_identity() -> None:
     channels = convolution.in_channels
     features = torch.rand(1, channels, 6, 6)
     torch.testing.assert_close(convolution(features)[:, :channels], features)
+
+
+@pytest.mark.parametrize("sides", [(30, 30), (15, 15), (7, 7), (5, 4), (8, 15)])
+def test_what_a_pool_drops_is_not_computed_and_the_rest_has_the_same_bits(sides: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    short = fastnet.PooledConvolution(4, 6, 3, padding=1, bias=False)
+    features = torch.randn(2, 4, *sides).to(memory_format=torch.channels_last)
+    found, whole = short(features), functional.conv2d(features, short.weight, padding=1)
+    assert list(found.shape[2:]) == [side - side % 2 for side in sides]
+    assert torch.equal(functional.max_pool2d(found, 2), functional.max_pool2d(whole, 2))

@@ -32,7 +32,7 @@ from comp.cli.commands import (
     watch,
 )
 from comp.runtime import cores, escape, memory, signals, streams
-from comp.runtime.errors import Interrupted, UserError, describe_system_error, readable
+from comp.runtime.errors import Interrupted, UsageError, UserError, describe_system_error, readable
 
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, as of other commands
 _UNPRINTED = "the results cannot be printed: {}; send them elsewhere (> FILE)"
@@ -41,16 +41,20 @@ _UsageError: Any = typer.BadParameter.__base__
 
 @contextlib.contextmanager
 def _plain_usage_errors() -> Iterator[None]:
+    """Turn typer's errors, which print a frame, into one message as of other errors."""
     try:
         yield
-    except _UsageError as error:  # typer prints it: a file `--\x1b[2J` may have become an option by `comp check *`
-        error.message = escape.one_line(error.message or "")
-        _print_json_error("UsageError", escape.one_line(error.format_message()), UserError.exit_code)
-        raise
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            _print_json_error("UsageError", "expected a command; see comp --help", UserError.exit_code)
+            raise
+        error.message = (error.message or "").removeprefix("Value error, ")
+        command = error.ctx.command_path if error.ctx else "comp"
+        raise UsageError(f"{escape.one_line(error.format_message())} (see {command} --help)") from None
 
 
 class _Commands(typer.core.TyperGroup):
-    """All commands, whose errors hold no command to the terminal."""
+    """All commands, whose errors are printed by `main`."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         with _plain_usage_errors():

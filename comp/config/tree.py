@@ -6,7 +6,7 @@ from pydantic import Field
 
 from comp.config.competition import CompetitionConfig
 from comp.config.data import AugmentConfig, DataConfig
-from comp.config.section import Duration, Fraction, FrozenMapping, Name, NotNegative, Positive, Section, UserPath
+from comp.config.section import PATH, Duration, Fraction, FrozenMapping, Name, NotNegative, Positive, Section, UserPath
 from comp.config.training import ModelConfig, OptimConfig, TrainConfig
 
 
@@ -34,10 +34,10 @@ class PredictConfig(Section):
     alpha: Fraction = 0.7
     """Weight of the predicted images' batch norm statistics in the blend, 0 (training only) to 1.
     Example: predict.alpha=0.9"""
-    prior: UserPath = "none"
+    prior: Annotated[Literal["none", "uniform", "train"] | str, PATH] = "none"
     """Scale the probabilities of each block of the test so that every class has its known share of it: `uniform`,
-    `train` (as in training) or a .csv with the columns class and share; needs competition.balance. Validation is scaled
-    to the training's shares. Transductive.
+    `train` (as in training) or a .csv with the columns class and share; needs competition.balance; `none`: off.
+    Validation is scaled to the training's shares. Transductive.
     Example: predict.prior=uniform competition.balance=declared"""
     pool: Literal["none", "blocks"] = "none"
     """`blocks`: where row i of every block of the suite is the same photograph, which is checked without labels,

@@ -39,8 +39,8 @@ def check_onnx_installed() -> None:
     """Raise ConfigError if a package of the extra `onnx` is missing."""
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
         raise ConfigError(
-            f"--format onnx: needs the `onnx` extra, and {', '.join(missing)} is not installed: pip install "
-            "'comp[onnx]', or choose --format torch"
+            f"--format onnx: needs the `onnx` extra, and {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed: pip install 'comp[onnx]', or choose --format torch"
         )
 
 

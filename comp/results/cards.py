@@ -17,8 +17,8 @@ def run_card(run: Run) -> str:
     rows = []
     for row in headlines([scores]):
         if score := row.score(scores):
-            low, high = (None if end is None else row.form.format(end) for end in (score.low, score.high))
-            rows.append([page.text(row.title), row.form.format(score.value), f"{low} to {high}" if low else ""])
+            low, high = (None if end is None else row.form(end) for end in (score.low, score.high))
+            rows.append([page.text(row.title), row.form(score.value), f"{low} to {high}" if low else ""])
     kind = "" if scores.kind == "run" else f"{scores.kind.replace('_', ' ')}, "
     return page.note(f"{run.path} ({kind}{scores.model})") + page.table(("score", "value", "95 % interval"), rows)
 

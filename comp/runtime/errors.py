@@ -34,6 +34,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class UsageError(UserError):
+    """An unknown command or option, or one without its value."""
+
+
 class ConfigError(UserError):
     """A config file or an override is wrong."""
 

@@ -29,7 +29,7 @@ from comp.data.loading import Transform
 from comp.results import files, runs
 from comp.runtime import cores, device, memory
 from comp.runtime.device import Execution
-from comp.runtime.errors import ConfigError
+from comp.runtime.errors import ConfigError, plural
 from comp.runtime.progress import Progress, quiet
 from comp.runtime.rng import preserve_rng_state
 from comp.training import losses, optimizers
@@ -446,4 +446,4 @@ def _seconds(step: Step, batch: tuple[Tensor, Tensor]) -> float:
 def _label(candidate: Execution) -> str:
     layout = "channels_last" if candidate.channels_last else "channels_first"
     compiled = " compiled" if candidate.compiled else ""
-    return f"{candidate.precision} {layout} {candidate.threads} threads{compiled}{_graphs(candidate)}"
+    return f"{candidate.precision} {layout} {plural(candidate.threads, 'thread')}{compiled}{_graphs(candidate)}"

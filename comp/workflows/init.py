@@ -24,6 +24,7 @@ from comp.workflows.build import check_opened
 
 FOLDS = 5
 _SMALL_SIDE = 48  # px: up to here images keep their size and fastnet is the network
+_SHORT_SECONDS = 60  # of a fold's training: below, timing how to run takes much of it
 _TINY_SIDE = 8  # px: of fewer, no shape can be told
 _IMBALANCED = 10  # times the images of the smallest class
 _MUON_IMAGES = 10_000  # training images from which fastnet's own recipe, with large batches, is known to work
@@ -146,6 +147,7 @@ def draft_config(
     if any(override.startswith("model.name=") for override in overrides):
         sections.values["model"] = {}  # its arguments are those of another network
     config = _load(sections, overrides)
+    guesses += _guess_mirroring(sections, config)
     return Draft(
         _to_yaml(sections, root, preset, config, overrides),
         config,
@@ -156,8 +158,23 @@ def draft_config(
     )
 
 
+def _guess_mirroring(sections: _Sections, config: Config) -> Iterator[str]:
+    """Yield whether training mirrors images, which nothing in the data settles, and how to change it."""
+    policy = config.augment.policy
+    if policy != sections.values["augment"]["policy"]:
+        return
+    views = f" and predict.views={config.predict.views}" if "flip" in config.predict.views else ""
+    mirrors = f"{views} mirror images; for digits, text or sides: augment.policy=rotation predict.views=none"
+    yield f"augment.policy: {policy}{mirrors if policy != 'none' else ', ' + sections.comments['augment.policy']}"
+
+
 def _advise(dataset: Dataset, config: Config) -> Iterator[str]:
-    """Yield what to do about tiny images and classes of very different sizes."""
+    """Yield what to do about a short budget, tiny images, and classes of very different sizes."""
+    if config.data.folds and config.train.budget and parse_duration(config.train.budget) < _SHORT_SECONDS:
+        yield (
+            f"budget: {config.train.budget} a fold, some of which goes into timing how to run on this machine; give "
+            f"all folds more, such as --budget 5min, or train one: comp run CONFIG train.budget=1min"
+        )
     _, height, width = dataset.competition.image_shape
     if min(height, width) < _TINY_SIDE:
         yield (

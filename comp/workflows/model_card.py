@@ -190,7 +190,7 @@ def _quantized(facts: Mapping[str, Any]) -> str:
     warnings = "".join(f"\n\n**{warning}**" for warning in facts["warnings"])
     return (
         f"## int8\n\n{facts['method']}; calibrated on {facts['calibration_images']} training images. Batches of "
-        f"{facts['batch']}, {facts['threads']} threads, {facts['machine']}:\n\n"
+        f"{facts['batch']}, {plural(facts['threads'], 'thread')}, {facts['machine']}:\n\n"
         f"{_table(['network', 'images/s', facts['metric']], rows)}{warnings}"
     )
 

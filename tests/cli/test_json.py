@@ -163,6 +163,7 @@ def test_unfinished_runs_follow_the_complete_ones(tmp_path: Path, monkeypatch: p
         (["evaluate", "nosuch"], "RunError", "nosuch"),
         (["run", "--nosuch"], "UsageError", "--nosuch"),
         (["chekc"], "UsageError", "check"),
+        (["export", "run", "--format", "onxx"], "UsageError", "'onxx' is not one of 'onnx'"),
         (["report", ""], "UserError", "empty"),
         (["data", "check"], "UsageError", "CONFIG"),
     ],
@@ -173,6 +174,7 @@ def test_an_error_is_one_object(words: list[str], kind: str, message: str, comp:
     assert_documented(value, TABLES["Errors"])
     assert (result.code, value["error"]["exit_code"], value["error"]["kind"]) == (2, 2, kind)
     assert message in value["error"]["message"]
+    assert result.err.startswith("error: ")
     assert message in result.err  # people read it too
     assert comp(*words).out == ""
 

@@ -1,4 +1,4 @@
-"""The commands of README.md and AGENTS.md run as they stand."""
+"""The commands of README.md, of how-to pages on the digits, and of AGENTS.md run as they stand."""
 
 import os
 import re
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,8 +16,10 @@ from comp.runtime.errors import Interrupted, UserError
 from tests.support.commands import GROUP, REPOSITORY, commands
 
 README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-LINES = "".join(BLOCKS).splitlines()
+HOWTO = REPOSITORY / "docs" / "howto"
+TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINES = "".join(CONSOLE.findall(README)).splitlines()
 AGENTS = (REPOSITORY / "AGENTS.md").read_text()
 AGENTS_LINES = re.findall(r"^comp .*", AGENTS, re.MULTILINE)
 
@@ -54,11 +57,23 @@ def test_every_command_is_one_that_the_command_line_takes(line: str) -> None:
 
 @pytest.mark.slow  # two minutes
 def test_every_command_on_the_digits_runs_in_turn(tmp_path: Path) -> None:
-    lines = [line for line in LINES if not any(word in line for word in ("make", "cifar", "tune"))]
+    texts = [(HOWTO / name).read_text() for name in ("configs.md", "folds.md")]
+    lines = [*LINES, *"".join(block for text in texts for block in CONSOLE.findall(text)).splitlines()]
+    lines = [line for line in lines if line.startswith("comp ") and "my" not in line]
     assert len(lines) >= 10
     run_lines(tmp_path, lines)
     written = sorted(path.name for path in (tmp_path / "submissions").glob("*.csv"))
     assert written == ["quickstart-2.csv", "quickstart.csv", "three.csv"]  # the second is the ensemble's
+
+
+@pytest.mark.slow  # a minute
+def test_the_commands_for_your_own_data_end_in_a_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (script,) = re.findall(r"^```python\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
+    exec(compile(script.replace("postcodes", "my-competition"), "make_data.py", "exec"), {})
+    init, cv, check = (line for line in LINES if "my" in line)
+    run_lines(tmp_path, [f"{init} data.folds=2", f"{cv} train.budget=none train.epochs=1", check])
+    assert len(Path("submissions/my-competition.csv").read_text().splitlines()) == 301
 
 
 @pytest.mark.slow  # a minute
@@ -79,13 +94,14 @@ def test_the_page_for_automated_users_is_short_and_says_what_holds() -> None:
 
 @pytest.mark.slow  # a whole study
 def test_its_study_runs(tmp_path: Path) -> None:
-    lines = [line for line in LINES if "tune" in line]
+    blocks = CONSOLE.findall((HOWTO / "tuning.md").read_text())
+    lines = [line for block in blocks for line in block.splitlines() if "quickstart-tune" in line]
     assert len(lines) == 2
     run_lines(tmp_path, lines)
     assert list((tmp_path / "runs").rglob("best.yaml"))
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/\S+?\.yaml|docs/[\w/]+\.md|CHANGELOG\.md", README))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/\S+?\.yaml|docs/[\w/.-]+\w|CHANGELOG\.md", README))))
 def test_every_file_it_names_exists(path: str) -> None:
     assert (REPOSITORY / path).is_file()
 
@@ -93,3 +109,13 @@ def test_every_file_it_names_exists(path: str) -> None:
 def test_every_verb_of_the_command_line_is_named() -> None:
     for words in commands(GROUP):
         assert re.search(rf"comp {words[0]}\b", README), words
+
+
+def test_it_is_short_and_its_picture_loads_nothing() -> None:
+    assert len(README.splitlines()) < 150
+    picture = REPOSITORY / re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)[0]
+    assert picture.stat().st_size < 300_000
+    text = picture.read_text()
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert not re.search(r"(?:href|src|@import|url)\b", text)
+    assert "prefers-color-scheme: dark" in text

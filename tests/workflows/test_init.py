@@ -354,6 +354,26 @@ def test_a_largest_class_of_ten_times_the_smallest_is_said_with_the_keys_to_set(
     assert advice(comp, "data.sampling=sqrt") == advice(comp, "train.class_weights=balanced") == ""
 
 
+def test_a_budget_of_seconds_for_each_fold_is_said_with_what_to_do(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(10)])
+    assert all(part in advice(comp, "--budget", "1min") for part in ("12s a fold", "--budget 5min", "comp run CONFIG"))
+    assert advice(comp, "--budget", "5min") == advice(comp, "--budget", "30s", "data.folds=none") == ""
+
+
+def test_whether_images_are_mirrored_is_a_guess_that_is_said(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(10)])
+    assert "mirror images; for digits" in " ".join(json.loads(comp("init", "d", "--json").out)["guessed"])
+    result = comp("init", "d", "--json", "--force", "augment.policy=rotation", "predict.views=none")
+    assert "augment.policy" not in " ".join(json.loads(result.out)["guessed"])
+
+
+def test_grey_pixels_of_a_table_are_not_mirrored_and_that_is_said(comp: Comp) -> None:
+    Path("d").mkdir()
+    pixels = [[n % 2, *[(n * 7 + at) % 256 for at in range(256)]] for n in range(20)]
+    write_table("d/train.csv", [["label", *[f"pixel{at}" for at in range(256)]], *pixels])
+    assert "must not be mirrored" in " ".join(json.loads(comp("init", "d", "--json").out)["guessed"])
+
+
 def test_images_of_a_pixel_are_doubted(comp: Comp) -> None:
     save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(10)], side=1)
     assert "1 x 1 pixels" in advice(comp)

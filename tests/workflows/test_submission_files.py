@@ -1,6 +1,7 @@
 """Submissions of a finished run: written once, refused before any work, and doubted where they are worthless."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_a_csv_stands_in_the_row_of_the_way_in_which_it_was_predicted(first: Run
     evaluated = comp("evaluate", first.path).out
     assert "submission  submissions/small.csv\n" in evaluated
     assert "submission  flip.csv (suite+flip)\n" in evaluated
-    assert "flip.csv (+flip)" in " ".join(comp("leaderboard").out.split())
+    assert re.search(r"│ \+flip +│.*│ flip\.csv +│", comp("leaderboard").out)
     assert comp("predict", first.path, "-o", "flip.csv", "--force").code == 0
     assert {variant: row["submission"] for variant, row in rows().items()} == {"": "flip.csv"}
 

@@ -103,13 +103,14 @@ def _print_board(
         _print_plain([headings, *lines])
         return
     sort_headings = {_heading(row, sort_columns[row.competition]) for row in rows}
-    order = dict.fromkeys([*_DROPPED, *headings])  # the metric's own columns go last
+    # The metric's own columns go late; last the variant, which tells rows of one run apart.
+    order = dict.fromkeys([*_DROPPED, *(name for name in headings if name != "variant"), "variant"])
     drop = [name for name in order if name in headings and name not in ("#", "run", *sort_headings)]
     print_table(
         headings,
         lines,
         title=title,
-        folded={"overrides": 16},
+        folded={"overrides": 16, "variant": 14},
         shortened={"run": _RUN_WIDTH, "submission": 28, "model": 18},
         drop=drop,
         full_table="--csv",
@@ -151,10 +152,10 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
     flags = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
     flags += filter(None, row.lessons.split(", "))
     flags += [f"groups: {row.group_answer}"] if row.group_answer else []
-    flags += [row.variant] if row.variant else []
     return {
         "#": str(rank),
         "run": row.run,
+        "variant": row.variant,
         "fold": row.fold.replace(" of ", "/"),
         "overrides": re.sub(r"(^| )(?:[^ =.]+\.)+([^ =.]+=)", r"\1\2", row.overrides),
         "model": row.model,
@@ -163,7 +164,7 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
         "estimated range": "" if None in bounds else " to ".join(f"{bound:.2f}" for bound in bounds),
         "minutes": f"{row.train_minutes:.1f}",
         "device": row.device,
-        "submission": row.submission + (f" ({', '.join(flags)})" if flags else ""),
+        "submission": " ".join(filter(None, (row.submission, f"({', '.join(flags)})" if flags else ""))),
     }
 
 

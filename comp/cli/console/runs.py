@@ -170,7 +170,7 @@ def print_prediction(
     if adapt != "none" and not predictions.made_by["adapted_layers"]:
         print_line(f"note: this network has no layers for {adapt} to adapt, so it changed nothing")
     if undone := predictions.made_by.get("rolled_back"):
-        print_line(f"note: {adapt} is undone in {', '.join(undone)}: the network came apart there")
+        print_line(f"note: {adapt} is undone in {', '.join(undone)}: predictions collapsed there; the plain ones stand")
     if forwards := predictions.made_by.get("forward_passes"):
         print_line(f"{adapt} took {forwards:.1f} forward passes an image, a pass with gradients counted as three")
     mark = " (transductive)" if predictions.made_by["transductive"] else ""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from comp.training.lr_find import LRFindResult
 
 from comp.cli.console.output import err, print_note, print_table, print_text, print_written
+from comp.runtime.errors import plural
 from comp.runtime.progress import duration
 
 
@@ -44,8 +45,8 @@ def print_choice(choice: "ExecutionChoice") -> None:
     if choice.timed_before:
         timing = f"timed before on this machine, {choice.timed_before}"
     err.print(
-        f"computes in {execution.precision} {layout}{compiled} with {execution.threads} threads and "
-        f"{execution.workers} workers ({timing})"
+        f"computes in {execution.precision} {layout}{compiled} with {plural(execution.threads, 'thread')} and "
+        f"{plural(execution.workers, 'worker')} ({timing})"
     )
 
 

@@ -50,6 +50,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """Return the API's names, which a terminal or notebook completes before they are loaded."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Load the API, and with it torch, at the first use of one of its names."""
     if name.startswith("_") or name not in __all__:

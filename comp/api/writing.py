@@ -55,6 +55,7 @@ def init(
     Raises:
         UserError: nothing that can be trained on, a wrong option, or the config exists.
     """
+    drafts.check_output(Path(output), force=force)
     with shown(progress) as callback:
         draft = drafts.draft_config(
             Path(folder), metric=metric, budget=budget, preset=preset, overrides=overrides, progress=callback
@@ -132,7 +133,7 @@ def leaderboard(
 
 
 def report(
-    compared: Sequence[runs.Run | Path | str],
+    compared: runs.Run | Path | str | Sequence[runs.Run | Path | str],
     path: Path | str = "report.html",
     *,
     baseline: runs.Run | Path | str | None = None,
@@ -141,7 +142,7 @@ def report(
     """Write an HTML page about several runs side by side, and return its path; of one run as `Run.report`.
 
     Args:
-        compared: complete runs, or their folders.
+        compared: complete runs, or their folders; one, or several in a list.
         path: the page; an existing one is replaced.
         baseline: a run or a config to compare with; None: the defaults.
         progress: called after every batch; None: a bar in a terminal or notebook; `comp.quiet`: nothing.
@@ -149,7 +150,8 @@ def report(
     Raises:
         UserError: a run is incomplete or damaged, or the page cannot be written.
     """
-    return write_report([open_run(run) for run in compared], path, baseline, progress)
+    several = [compared] if isinstance(compared, runs.Run | Path | str) else compared
+    return write_report([open_run(run) for run in several], path, baseline, progress)
 
 
 def export(

@@ -123,10 +123,9 @@ class LeaderboardAnalysis:
         for number, submission in enumerate(self.final, 1):
             reason = ""
             if submission.disagreement is not None:
-                reason = (
-                    f"; differs most from 1. ({submission.disagreement:.1%} of rows) of the {self.close} within "
-                    f"{CLOSE} of it"
-                )
+                reason = f"; differs from 1. in {submission.disagreement:.1%} of rows"
+                if self.close > 1:
+                    reason += f", the most of {self.close} that score within {CLOSE} of it"
             yield f"  {number}. {submission.describe()}{reason}"
 
 

@@ -210,6 +210,7 @@ class Run:
             RunError: the training is not complete, or the file is damaged.
         """
         if not self.is_complete():
+            open_run(self.path)  # raises if this is no run
             raise RunError(
                 f"{self.path}: not a complete run (no metrics.json); finish it: comp run --resume {self.path}"
             )

@@ -197,14 +197,25 @@ def _advise(dataset: Dataset, config: Config) -> Iterator[str]:
         )
 
 
+def check_output(path: Path, *, force: bool = False) -> None:
+    """Check that a config can be written, before the data are opened.
+
+    Raises:
+        ConfigError: a folder, or the file exists and `force` is off.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: expected a file's name, found a folder; for example -o {path / 'comp.yaml'}")
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: exists; choose another file with -o, or replace it with --force")
+
+
 def write_config(draft: Draft, path: Path, *, force: bool = False) -> None:
     """Write a draft's YAML.
 
     Raises:
         ConfigError: the file exists and `force` is off, or it cannot be written.
     """
-    if path.is_dir():
-        raise ConfigError(f"{path}: expected a file's name, found a folder; for example -o {path / 'comp.yaml'}")
+    check_output(path, force=force)
     files.make_folder(path.parent)
     try:
         files.write_atomically(path, draft.text.encode(), replace=force)
@@ -214,9 +225,9 @@ def write_config(draft: Draft, path: Path, *, force: bool = False) -> None:
 
 def _read_budget(text: str) -> float:
     try:
-        return parse_duration(text)
+        return parse_duration(str(text))
     except ValueError as error:
-        raise ConfigError(f"--budget: {error}") from None
+        raise ConfigError(f"--budget: expected {error}, found '{text}'") from None
 
 
 def _load(sections: _Sections, overrides: Sequence[str]) -> Config:

@@ -94,7 +94,8 @@ def _augmentation(
         )
     colours = sorted(differs & {"brightness", "contrast", "saturation"})
     if not corruptions and colours and not {"color_jitter", "photo", "robust"} & set(names):
-        added["color_jitter"] = f"{' and '.join(colours)} differ, and no known corruption explains it"
+        verb = "differs" if len(colours) == 1 else "differ"
+        added["color_jitter"] = f"{' and '.join(colours)} {verb}, and no known corruption explains it"
     frames = sorted(differs & {"width", "height", "aspect ratio"})
     crops = policies.resolve(names, config.augment.ops).crop is not None
     if frames and min(sides) >= _SMALLEST_PHOTO and not crops:

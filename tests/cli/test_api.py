@@ -152,6 +152,22 @@ def test_a_study_recommends_a_trial(workplace: Path) -> None:
     assert comp.load_config(study.best).optim.lr in (1e-3, 1e-2)
 
 
+def test_a_report_takes_one_folder(three_runs: Path) -> None:
+    assert comp.report(str(members()[0]), "one.html") == Path("one.html")
+    assert str(members()[0].name) in Path("one.html").read_text()
+
+
+def test_a_folder_that_is_no_run_is_not_said_to_be_incomplete(tmp_path: Path) -> None:
+    shown = comp.Run(tmp_path / "nope")._repr_html_()
+    assert "no such run" in shown
+    assert "--resume" not in shown
+
+
+def test_names_are_completed_before_they_are_loaded() -> None:
+    code = "import comp, sys; assert {'train', 'Run', 'init'} <= set(dir(comp)); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_from_a_download_to_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_kaggle(tmp_path / "data", train=24)

@@ -330,6 +330,26 @@ def test_what_cannot_be_described_is_refused_with_one_message(comp: Comp, argume
     assert not Path("comp.yaml").exists()
 
 
+def test_a_sample_in_the_folder_of_the_table_gives_the_ids(comp: Comp) -> None:
+    save(*[f"d/deep/{part}/{n}.png" for part, rows in (("train", range(8)), ("test", range(8, 11))) for n in rows])
+    write_table("d/deep/train.csv", [["file", "label"], *[[f"{n}.png", "xy"[n % 2]] for n in range(8)]])
+    write_table("d/deep/sample_submission.csv", [["file", "label"], *[[f"{n}.png", "x"] for n in (10, 8, 9)]])
+    result = comp("init", "d")
+    assert result.code == 0, result.err
+    assert yaml.safe_load(Path("comp.yaml").read_text())["data"]["csv"]["sample"] == "deep/sample_submission.csv"
+    assert "10.png,x" in result.out
+
+
+def test_a_wrong_budget_is_quoted(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(5)])
+    assert_refused(comp("init", "d", "--budget", "5"), "expected a time such as 90s", "found '5'")
+
+
+def test_an_existing_config_is_kept_and_no_data_are_opened_for_it(comp: Comp) -> None:
+    Path("comp.yaml").write_text("mine: true\n")
+    assert_refused(comp("init", "nowhere"), "comp.yaml: exists")
+
+
 def test_an_existing_config_is_kept(comp: Comp) -> None:
     save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(5)])
     Path("comp.yaml").write_text("mine: true\n")

@@ -55,6 +55,7 @@ def init(
         from comp.workflows import init as workflow
 
     output = output or _CONFIG
+    workflow.check_output(output, force=force)
     with console.bars() as progress:
         draft = workflow.draft_config(
             folder, metric=metric, budget=budget, preset=preset, overrides=overrides or [], progress=progress

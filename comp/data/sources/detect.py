@@ -183,6 +183,8 @@ def _detect_tables(root: Path) -> Layout | None:
         guesses.append(
             f"data.csv.train: {train.location} is taken; {first_few(train.alternatives)} hold images of the same names"
         )
+    if sample and Path(sample.path).parent != root:
+        data["csv"]["sample"] = Path(sample.path).relative_to(root).as_posix()
     if test not in ("", "test"):
         data["csv"]["test"] = test
         reasons["csv.test"] = "holds the images of the sample submission" if sample else "holds the test images"
@@ -217,8 +219,11 @@ def _without_defaults(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_sample(root: Path) -> SampleSubmission | None:
+    """Return the sample submission of a download, or the only one of its folders."""
     try:
         path, _ = samples.find_sample(root, "auto")
+        deeper = [table for table in _tables(root) if _is_sample(table)]
+        path = deeper[0] if path is None and len(deeper) == 1 else path
         return samples.read_sample(path) if path else None
     except SubmissionError as error:
         raise DataError(str(error)) from None

@@ -74,7 +74,7 @@ def _keys_of(detail: Any, values: Mapping[str, Any]) -> list[Any]:
     """Return the keys of the invalid value, without the names of union branches that pydantic appends."""
     keys: list[Any] = []
     for key in detail["loc"]:
-        if _section(keys) is None and _lookup(values, [*keys, key]) is None:
+        if _section(keys) is None and _lookup(values, [*keys, key], _MISSING) is _MISSING:
             break
         keys.append(key)
     return keys
@@ -137,15 +137,16 @@ def unknown_key(keys: Sequence[Any]) -> str:
     return f"unknown key '{'.'.join(map(str, keys))}'{near}; known here: {', '.join(names)}"
 
 
-def _lookup(values: Any, keys: Iterable[Any]) -> Any:
+def _lookup(values: Any, keys: Iterable[Any], missing: Any = None) -> Any:
     for key in keys:
         try:
             values = values[key]
         except (KeyError, IndexError, TypeError):
-            return None
+            return missing
     return values
 
 
+_MISSING = object()  # unlike null
 _LONG = 60  # characters of a text that no hint repeats
 _SECTION, _MAPPING = "a section of `key: value` lines", "a mapping such as {{key: value}}"
 _EXPECTED = {

@@ -63,6 +63,10 @@ MISTAKES = {
     "number as text": ("optim: {lr: '1e-4'}", "optim.lr: expected a number, found the text '1e-4'"),
     "fraction of an epoch": ("train: {epochs: 1.5}", "train.epochs: expected a whole number, found the number 1.5"),
     "out of range": ("train: {epochs: 0}", "train.epochs: expected at least 1, found the number 0"),
+    "null in a mapping": (
+        "augment: {policy: robust, delays: {robust: ~}}",
+        "augment.delays.robust: expected a whole number, found nothing (null)",
+    ),
     "nothing held out": (
         "data: {validation: 0}",
         "data.validation: expected a fraction between 0 and 1, a whole number from 1 up, 'none' or 'official', found "

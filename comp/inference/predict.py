@@ -19,7 +19,6 @@ from comp.inference import adapt, pool, roid
 from comp.inference.fuse_bn import BatchNormFuser
 from comp.inference.options import PLAIN, PredictOptions
 from comp.inference.views import View, least_confident, views
-from comp.models.classifier import Classifier, Resize
 from comp.results import files, prediction_files, predictions
 from comp.results.blocks import Block
 from comp.results.predictions import Predictions
@@ -33,8 +32,6 @@ from comp.runtime.progress import Progress, quiet
 _ROLLED_BACK, _FORWARDS, _MICRO_BATCH = "rolled_back", "forward_passes", "micro_batch"
 GROUP_ANSWER = "group_answer"  # key of made_by: how a group's images were combined, where they were
 _ADVICE = f"predict on another device (--device cpu), or {ADVICE}"
-
-_CACHED_PIXELS, _FEWEST_AT_ONCE = 1 << 16, 16  # see `_images_at_once`
 
 _Part = Split | Block  # of a split, itself; of a suite, a block that is not open yet
 
@@ -249,40 +246,19 @@ def _predict_logits(
             with attempt as part:
                 batch = _on_device(chunk[part], job.execution)
                 network = job.folding.fuse(job.model, batch) if network is None else network
-                at_once = _images_at_once(job, batch)
-                totals = [_sum_views(network, images, chosen, job.execution) for images in torch.split(batch, at_once)]
+                total: Tensor | None = None
+                for view in chosen:
+                    with job.execution.autocast():
+                        output = network(job.execution.layout(view.transform(batch))).float()  # [B, C]
+                    if len(chosen) > 1:
+                        output = view.weight * output
+                    total = output if total is None else total + output
+                assert total is not None
                 done = start + part.stop
-                logits[start + part.start : done] = torch.cat(totals).cpu().numpy()
+                logits[start + part.start : done] = total.cpu().numpy()
                 job.report(count + done if grows else count)
         start += len(chunk)
     return logits
-
-
-def _images_at_once(job: _PredictJob, batch: Tensor) -> int:
-    """Return how many images of a batch [B, C, H, W] go through the network together.
-
-    On a CPU so few that what a layer writes is in the cache when the next one reads it: 64 at 32 px instead of 500 are
-    1.3 times as fast for fastnet, 2.5 times for tf_efficientnet_lite0 (docs/lab/2026-11-28-prediction-in-cache.md).
-    Fewer than 16 make large images slower: 8 at 224 px take 1.14 times as long as 32 for resnet50, 16 take 0.95 times.
-    """
-    if job.execution.device != "cpu":
-        return len(batch)
-    resize = job.model.resize if isinstance(job.model, Classifier) else None
-    height, width = resize.size if isinstance(resize, Resize) else batch.shape[2:]
-    return max(_FEWEST_AT_ONCE, _CACHED_PIXELS // (height * width))
-
-
-def _sum_views(network: nn.Module, images: Tensor, chosen: Sequence[View], execution: Execution) -> Tensor:
-    """Return the weighted sum of the views' logits [B, C] of images [B, C, H, W]."""
-    total: Tensor | None = None
-    for view in chosen:
-        with execution.autocast():
-            output: Tensor = network(execution.layout(view.transform(images))).float()
-        if len(chosen) > 1:
-            output = view.weight * output
-        total = output if total is None else total + output
-    assert total is not None
-    return total
 
 
 def _on_device(images: NDArray[np.uint8], execution: Execution) -> Tensor:

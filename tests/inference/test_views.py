@@ -184,15 +184,3 @@ def test_a_runs_own_views_are_those_of_its_config_and_plain_ones_stay(
     assert again.suite.images == again.variants["suite+flip"].images
     assert comp("evaluate", run.path, "--views", "flip_shift", "--views-for", "uncertain:0.5").code == 0
     assert "test+flip_shift-uncertain0.5" in run.metrics().variants
-
-
-def test_on_a_cpu_large_images_go_through_the_network_sixteen_at_a_time() -> None:
-    sizes = []
-
-    class Counting(Looking):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            sizes.append(len(images))
-            return super().forward(images)
-
-    logits_of(Counting(96), random_split(40, 96), PredictOptions(), batch_size=40)
-    assert sizes[-3:] == [16, 16, 8]  # the first pass looks for batch norms to fuse

@@ -39,7 +39,7 @@ def check_opened(config: Config, dataset: Dataset) -> Dataset:
     """Check a config against its data; return them with notes on the submission; see `prepare`."""
     checks.check_data(config, dataset)
     balance = () if config.data.pseudo.run else imbalance.describe(config, dataset)  # else when its images have joined
-    notes = (*balance, *_submission_notes(config, dataset))
+    notes = (*balance, *_delay_notes(config), *_submission_notes(config, dataset))
     return replace(dataset, notes=(*plugins.describe(config), *dataset.notes, *notes))
 
 
@@ -89,6 +89,14 @@ def without_weights(section: ModelConfig) -> ModelConfig:
     """Return the same network with random weights, for weights and normalisation that are loaded later."""
     normalize = "per_image" if section.normalize == "per_image" else "dataset"
     return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": normalize})
+
+
+def _delay_notes(config: Config) -> tuple[str, ...]:
+    """Return which policies a training is too short for."""
+    epochs = config.train.epochs
+    late = [name for name, delay in config.augment.delays.items() if delay >= epochs and not config.train.budget]
+    end = f"the training ends after {plural(epochs, 'epoch')}"
+    return tuple(f"augment.delays: {name} never starts: {end}" for name in late)
 
 
 def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:

@@ -181,22 +181,17 @@ def _check_augmentation(config: Config) -> None:
 
 
 def _check_delays(config: Config) -> None:
-    """Refuse policies that start later than `augment.delays` can tell, or never."""
-    section, train = config.augment, config.train
+    """Refuse delays of policies that the config has not, or that cannot start later."""
+    section, consistency = config.augment, config.train.consistency
     names = (section.policy,) if isinstance(section.policy, str) else section.policy
-    for name, epochs in section.delays.items():
+    for name in section.delays:
         if name not in names:
             raise ConfigError(f"augment.delays: {unknown('policy of augment.policy', name, names)}")
         if policies.resolve(name).crop:
             raise ConfigError(f"augment.delays: {name} crops images while they are read, in every epoch; leave it out")
-        if not train.budget and epochs >= train.epochs:
-            raise ConfigError(
-                f"augment.delays: {name} would never start; expected fewer than train.epochs={train.epochs}, found "
-                f"{epochs}"
-            )
-    if section.delays and train.consistency != "none":
+    if section.delays and consistency != "none":
         raise ConfigError(
-            f"augment.delays: train.consistency={train.consistency} compares augmented views in every epoch; leave one "
+            f"augment.delays: train.consistency={consistency} compares augmented views in every epoch; leave one "
             "of them out"
         )
 

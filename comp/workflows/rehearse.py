@@ -97,10 +97,12 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
 
 
 def _shortened(config: Config) -> Config:
-    """Return the config for one epoch; of its few test images, any may be pseudo-labelled."""
+    """Return the config for one epoch with its whole policy; of its few test images, any may be pseudo-labelled."""
     train = config.train.model_copy(update={"epochs": 1, "budget": ""})
     pseudo = config.data.pseudo.model_copy(update={"min_confidence": 1e-9} if config.data.pseudo.run else {})
-    return config.model_copy(update={"train": train, "data": config.data.model_copy(update={"pseudo": pseudo})})
+    data = config.data.model_copy(update={"pseudo": pseudo})
+    augment = config.augment.model_copy(update={"delays": {}})
+    return config.model_copy(update={"train": train, "data": data, "augment": augment})
 
 
 def _estimate_cost(config: Config, dataset: Dataset, loaded: LoadedRun, speed: float, runs_root: Path) -> str:

@@ -61,7 +61,7 @@ def test_auto_takes_the_faster_precision_and_leaves_model_and_randomness_alone(s
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     choice = autotune.choose_execution(model, dataset, config)
     assert choice.execution.precision == ("fp32" if slow_in_bf16 else "bf16")
-    assert set(choice.seconds_a_step) == {f"{name} channels_first 1 threads" for name in ("fp32", "bf16")}
+    assert set(choice.seconds_a_step) == {f"{name} channels_first 1 thread" for name in ("fp32", "bf16")}
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -29,7 +29,7 @@ from tests.support.configs import QUICK, small, small_config, write_arrays, writ
 from tests.support.runs import the_run
 
 EXECUTION = Execution("cpu", "fp32", channels_last=False, threads=1)
-SLOW_STEPS = {"fp32 channels_first 1 threads": 2.0}
+SLOW_STEPS = {"fp32 channels_first 1 thread": 2.0}
 WEEKS = Cost(
     training_seconds=2_000_000, validation_seconds=200_000, prediction_seconds=200_000, epochs=300,
     host_bytes=112_200_000_000, host_total=1125_100_000_000, gpu_bytes=113_000_000_000, gpu_total=115_900_000_000,
@@ -152,11 +152,11 @@ def test_a_budget_is_what_it_takes(workplace: Path) -> None:
 
 
 def test_timings_of_other_executions_are_not_taken_for_the_chosen_one() -> None:
-    timed = {"fp32 channels_first 1 threads": 3.0, "bf16 channels_last 1 threads": 1.0}
-    timed |= {"fp32 channels_first 1 threads compiled": 2.0}
+    timed = {"fp32 channels_first 1 thread": 3.0, "bf16 channels_last 1 threads": 1.0}
+    timed |= {"fp32 channels_first 1 thread compiled": 2.0}
     assert cost.timed_step_seconds(EXECUTION, timed) == 3.0
     assert cost.timed_step_seconds(replace(EXECUTION, compiled=True), timed) == 2.0
-    timed |= {"fp32 channels_first 1 threads compiled with CUDA graphs": 1.5}
+    timed |= {"fp32 channels_first 1 thread compiled with CUDA graphs": 1.5}
     assert cost.timed_step_seconds(replace(EXECUTION, compiled=True), timed) == 2.0
     assert cost.timed_step_seconds(replace(EXECUTION, compiled=True, cuda_graphs=True), timed) == 1.5
     assert cost.timed_step_seconds(replace(EXECUTION, workers=4), {**timed, "4 workers": 5.0}) == 5.0

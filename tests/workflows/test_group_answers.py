@@ -220,7 +220,7 @@ def test_evaluation_probe_rehearsal_and_report_work_with_patients(place: Path, c
     report = comp("report", run.path, "-o", "report.html")
     assert report.code == 0, report.err
     assert "one answer a group of images" in Path("report.html").read_text()
-    assert f"val: {run.provenance()['groups']['val']} groups" in Path("report.html").read_text()
+    assert f"Validation: {run.provenance()['groups']['val']} groups" in Path("report.html").read_text()
     probe = comp("probe", run.path, "--runs", "probes")
     assert probe.code == 0, probe.err
     probed = the_run(Path("probes"))

@@ -257,7 +257,8 @@ SENTENCES = {
     "warning": r"warning: (?P<validated>\S+) .*shifted validation.* (?P<leader>\S+) \(by (?P<below>[\d.]+)\).*",
     "heading": r"suggested final submissions:",
     "best": r"  1\. (?P<path>\S+): public score (?P<score>[\d.]+)",
-    "partner": r"  2\. (?P<path>\S+): public score \S+; .* in (?P<share>[\d.]+)% of rows, the most of (?P<close>\d+) .*",
+    "partner": r"  2\. (?P<path>\S+): public score \S+; .* in (?P<share>[\d.]+)% of rows, "
+    r"the most of (?P<close>\d+) .*",
 }
 TRUTHS: dict[str, Callable[[re.Match[str], Scripted], None]] = {
     **dict.fromkeys(("sorted", "key", "heading"), lambda match, scripted: None),

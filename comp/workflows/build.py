@@ -92,10 +92,13 @@ def without_weights(section: ModelConfig) -> ModelConfig:
 
 
 def _delay_notes(config: Config) -> tuple[str, ...]:
-    """Return which policies a training is too short for."""
-    epochs = config.train.epochs
-    late = [name for name, delay in config.augment.delays.items() if delay >= epochs and not config.train.budget]
-    end = f"the training ends after {plural(epochs, 'epoch')}"
+    """Return which policies a training is too short for, or may be."""
+    train, delays = config.train, config.augment.delays
+    if train.budget:
+        allows = f"if train.budget={train.budget} lasts that long"
+        return tuple(f"augment.delays: {name} starts after epoch {delay}, {allows}" for name, delay in delays.items())
+    end = f"the training ends after {plural(train.epochs, 'epoch')}"
+    late = [name for name, delay in delays.items() if delay >= train.epochs]
     return tuple(f"augment.delays: {name} never starts: {end}" for name in late)
 
 

@@ -53,6 +53,9 @@ def test_a_training_that_is_too_short_for_a_policy_says_so(workplace: Path, comp
     assert said in " ".join(result.err.split())
     enough = comp("train", "small.yaml", *PLAIN, BOTH, "augment.delays={robust: 1}")
     assert "never starts" not in enough.err
+    timed = comp("train", "small.yaml", *PLAIN, BOTH, "augment.delays={robust: 9}", "train.budget=1s")
+    said = "augment.delays: robust starts after epoch 9, if train.budget=1s lasts that long"
+    assert said in " ".join(timed.err.split())
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from comp.api.run import open_run, write_report
 from comp.api.training import load_config
-from comp.config import Config, parse_duration
+from comp.config import Config
 from comp.data import inspection, quality
 from comp.data.quality import DataFinding
 from comp.ensembles import network, new_images
 from comp.results import files, runs
 from comp.results import leaderboard as board
-from comp.runtime.errors import ConfigError, RunError, plural
+from comp.runtime.errors import RunError, plural
 from comp.runtime.progress import Progress, shown
 from comp.submission import derive_from_sample, validate
 from comp.submission.validate import SubmissionReport
 from comp.submission.write import finish_interrupted
 from comp.workflows import export as workflow
 from comp.workflows import init as drafts
-from comp.workflows import kaggle_package, kaggle_verify, kaggle_wheels, plugins
+from comp.workflows import kaggle_package, kaggle_verify, plugins
 from comp.workflows.init import Draft
 
 if TYPE_CHECKING:
@@ -230,15 +230,16 @@ def export_kaggle(
             notebook fails or takes too long.
     """
     opened, target = open_run(run, allow_plugins=allow_plugins), Path(folder)
-    try:
-        seconds = parse_duration(limit)
-    except ValueError:
-        raise ConfigError(f"limit: expected a time such as 90s, 15min or 9h, found '{limit}'") from None
-    names = kaggle_package.check_names(opened, competition=competition, owner=owner, title=title)
-    files.check_new_folder(target)
-    image = kaggle_wheels.read_image(None if image_packages is None else Path(image_packages))
-    if verify:
-        kaggle_verify.check_tools(image)
+    names, image, seconds = kaggle_verify.check_request(
+        opened,
+        target,
+        competition=competition,
+        owner=owner,
+        title=title,
+        image_packages=None if image_packages is None else Path(image_packages),
+        limit=limit,
+        verify=verify,
+    )
     with shown(progress) as callback:
         kaggle_package.write_package(target, opened, names, image, progress=callback)
         if verify:

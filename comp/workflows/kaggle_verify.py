@@ -16,20 +16,21 @@ from importlib import metadata
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from comp.config import parse_duration
 from comp.data import cache
 from comp.data.splits import Split
 from comp.inference.inputs import PredictInput
 from comp.results import files, prediction_files
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
-from comp.runtime.errors import RunError, UserError
+from comp.runtime.errors import ConfigError, RunError, UserError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import kaggle_failures
 from comp.workflows import kaggle_package, kaggle_wheels
 from comp.workflows.hidden_test import Manifest, write_rows
-from comp.workflows.kaggle_package import DATASET, KERNEL, NOTEBOOK, RECORD
+from comp.workflows.kaggle_package import DATASET, KERNEL, NOTEBOOK, RECORD, Names
 from comp.workflows.kaggle_wheels import HERE, Image
 from comp.workflows.load import load_for_input
 from comp.workflows.predict import predict_images
@@ -84,6 +85,48 @@ printed["seconds"] = time.monotonic() - started
 with open(sys.argv[2], "w") as file:
     json.dump(printed, file)
 """
+
+
+class Request(NamedTuple):
+    """A package that can be made.
+
+    Attributes:
+        names: of dataset and notebook.
+        image: that the notebook will run in.
+        limit_seconds: the time that it may take.
+    """
+
+    names: Names
+    image: Image
+    limit_seconds: float
+
+
+def check_request(
+    run: Run,
+    folder: Path,
+    *,
+    competition: str,
+    owner: str,
+    title: str,
+    image_packages: Path | None,
+    limit: str,
+    verify: bool,
+) -> Request:
+    """Check everything that needs no work; see `comp.export_kaggle` for the arguments.
+
+    Raises:
+        UserError: a name, a time, the folder or the list of packages; or this Python cannot verify.
+    """
+    try:
+        seconds = parse_duration(limit)
+    except ValueError:
+        raise ConfigError(f"--limit: expected a time such as 90s, 15min or 9h, found '{limit}'") from None
+    names = kaggle_package.check_names(run, competition=competition, owner=owner, title=title)
+    files.check_new_folder(folder)
+    image = kaggle_wheels.read_image(image_packages)
+    if verify:
+        check_tools(image)
+    return Request(names, image, seconds)
 
 
 def check_tools(image: Image) -> None:

@@ -13,6 +13,7 @@ from comp.tracking import tracker
 from comp.workflows import build
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small_config, write_arrays, write_config
+from tests.support.frozen_runs import PLAIN, thawed
 
 Comp = Callable[..., Result]
 
@@ -152,7 +153,8 @@ def test_a_folder_is_no_output_even_with_force(workplace: Path, comp: Comp) -> N
     Path("folder.csv").mkdir()
     assert_refused(comp("run", "small.yaml", "-o", "folder.csv", "--force"), "folder.csv: is a folder")
     assert_refused(comp("lr-find", "small.yaml", "-o", "folder.csv"), "expected a name that ends in .png")
-    assert_refused(comp("report", "runs", "-o", "small.yaml/page.html"), "small.yaml is not a folder")
+    thawed(workplace)
+    assert_refused(comp("report", PLAIN, "-o", "small.yaml/page.html"), "small.yaml is not a folder")
     assert_refused(comp("run", "small.yaml", "--runs", "small.yaml/runs"), "small.yaml is not a folder", "--runs")
 
 

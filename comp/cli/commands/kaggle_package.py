@@ -22,22 +22,22 @@ def package(
 ) -> None:
     """Write the package, verify it if asked to, and print what it holds."""
     from comp.cli import console
-    from comp.config import parse_duration
     from comp.results import files
     from comp.runtime.errors import ConfigError, Interrupted, plural
-    from comp.workflows import kaggle_package, kaggle_verify, kaggle_wheels
+    from comp.workflows import kaggle_package, kaggle_verify
 
     if rows is not None and not verify:
         raise ConfigError("--rows: is what --verify extrapolates to; add --verify, or leave it out")
-    try:
-        limit_seconds = parse_duration(limit)
-    except ValueError:
-        raise ConfigError(f"--limit: expected a time such as 90s, 15min or 9h, found '{limit}'") from None
-    names = kaggle_package.check_names(run, competition=competition, owner=owner, title=title)
-    files.check_new_folder(folder)
-    image = kaggle_wheels.read_image(image_packages)
-    if verify:
-        kaggle_verify.check_tools(image)
+    names, image, limit_seconds = kaggle_verify.check_request(
+        run,
+        folder,
+        competition=competition,
+        owner=owner,
+        title=title,
+        image_packages=image_packages,
+        limit=limit,
+        verify=verify,
+    )
     with console.bars() as progress:
         record = kaggle_package.write_package(folder, run, names, image, progress=progress)
     if not as_json:

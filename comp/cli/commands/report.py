@@ -26,11 +26,9 @@ def report(
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
     from comp.cli import console
-    from comp.results import files
     from comp.results.report import find_runs
     from comp.workflows.report import write_report
 
-    files.check_writable(output)  # before many runs are read
     runs = [replace(run, allow_plugins=allow_plugins) for run in find_runs(paths)]
     with console.bars() as progress:
         write_report(runs, output, baseline=baseline, on_note=console.print_note, progress=progress)
